@@ -1,0 +1,129 @@
+"""What is evaluated when: the long table's rows after a round, for the federation and for single clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedcl.config import Experiment
+from fedcl.core.engine import Site
+from fedcl.core.evaluate import Answers, answer
+from fedcl.core.method import Method
+from fedcl.core.model import Net
+from fedcl.core.params import Params
+from fedcl.core.population import Memories
+from fedcl.core.stream import Stream
+from fedcl.core.task import Examples, class_mask
+from fedcl.core.tree import move
+from fedcl.record import Row
+
+
+def assess(
+    experiment: Experiment,
+    stream: Stream,
+    site: Site,
+    state: Any,
+    memories: Memories,
+    stage: int,
+    rounds: int,
+    at_end: bool,
+    untrained: bool,
+) -> tuple[list[Row], float]:
+    """Returns the rows of one evaluation and the mean accuracy over the tasks met so far.
+
+    Inside a stage the tasks met so far are evaluated; at its end, and before any training, all tasks are, and
+    (at its end) a bounded number of clients gets rows of its own.
+
+    A client's accuracy on a task is that of its own test rows when the clients are natural. Otherwise nobody owns
+    test rows, and it is the expected accuracy under the client's own mix of classes: the mean of the classes'
+    accuracies weighted by its training examples of each class.
+    """
+    settings = experiment.evaluation
+    met = {task for earlier in range(stage + 1) for task in stream.present(earlier)}
+    tasks = range(len(stream.tasks)) if at_end or untrained else sorted(met)
+    start = {"round": rounds, "stage": stage, "client": None, "client_stage": None, "model": "global"}
+    rows: list[Row] = []
+    found: dict[tuple[str, int], Answers] = {}
+    for split in settings.splits:
+        for task in tasks:
+            answers = _answers(experiment, stream, site, state, state.params, split, task, stage)
+            found[split, task] = answers
+            for metric, value in (("accuracy", answers.accuracy), ("loss", answers.loss)):
+                rows.append(
+                    {**start, "task": task, "split": split, "metric": metric, "value": value, "n": len(answers.right)}
+                )
+    known = [found[settings.splits[0], task].accuracy for task in sorted(met) if (settings.splits[0], task) in found]
+    if at_end:
+        for split in settings.splits:
+            rows.extend(_client_rows(experiment, stream, site, state, memories, stage, rounds, split, found))
+    return rows, float(np.mean(known)) if known else float("nan")
+
+
+def allowed_classes(stream: Stream, task: int, stage: int) -> torch.Tensor:
+    """Returns the (classes,) mask that a prediction for a task may choose from at a stage."""
+    if stream.scenario == "task":
+        return class_mask(stream.tasks[task].classes, stream.classes)
+    if stream.scenario == "class":
+        return class_mask(stream.seen_classes(stage), stream.classes)
+    return torch.ones(stream.classes, dtype=torch.bool)
+
+
+def _answers(
+    experiment: Experiment, stream: Stream, site: Site, state: Any, params: Params, split: str, task: int, stage: int
+) -> Answers:
+    data = stream.held_out(task, split)
+    dtype = next(iter(params.values())).dtype
+    data = move(Examples(data.x.to(dtype), data.y), site.device)
+    allowed = allowed_classes(stream, task, stage).to(site.device)
+    net = Net(site.model, params)
+    return answer(experiment.method, state, net, data, allowed, experiment.evaluation.batch_size)
+
+
+def _client_rows(
+    experiment: Experiment,
+    stream: Stream,
+    site: Site,
+    state: Any,
+    memories: Memories,
+    stage: int,
+    rounds: int,
+    split: str,
+    found: dict[tuple[str, int], Answers],
+) -> Iterator[Row]:
+    method = experiment.method
+    personal = type(method).personal is not Method.personal
+    count = min(experiment.evaluation.clients, stream.clients)
+    for client in sorted({int(c) for c in np.linspace(0, stream.clients - 1, count)}) if count else ():
+        history = stream.history(client, stage)
+        params = method.personal(state, memories.load([client]).get(client)) if personal else state.params
+        for task in dict.fromkeys(history):
+            if personal:
+                answers = _answers(experiment, stream, site, state, params, split, task, stage)
+            else:
+                answers = found[split, task]
+            value, n = _own_accuracy(stream, client, task, split, answers)
+            if n:
+                yield {
+                    "round": rounds, "stage": stage, "client": client, "client_stage": len(history) - 1,
+                    "model": "personal" if personal else "global", "task": task, "split": split,
+                    "metric": "accuracy", "value": value, "n": n,
+                }
+
+
+def _own_accuracy(stream: Stream, client: int, task: int, split: str, answers: Answers) -> tuple[float, int]:
+    """Returns a client's accuracy on its test share of a task, and the number of examples behind it."""
+    right = answers.right.numpy()
+    owner = stream.owners(task, split)
+    if owner is not None:
+        own = right[owner == client]
+        return (float(own.mean()), len(own)) if len(own) else (0.0, 0)
+    labels = answers.labels.numpy()
+    tested = np.bincount(labels, minlength=stream.classes)
+    share = stream.label_counts(client, task) * (tested > 0)
+    if not share.sum():
+        return 0.0, 0
+    by_class = np.bincount(labels, weights=right, minlength=stream.classes) / np.maximum(tested, 1)
+    return float((share * by_class).sum() / share.sum()), int(tested[share > 0].sum())

@@ -1,0 +1,38 @@
+"""Ideal secure aggregation: the server sees sums and nothing else, no single reply, weight or metric.
+
+This is the simulator's switch for what a method may see, not a cryptographic protocol: it says what would be hidden
+if one were run. Methods that ask for single replies are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fedcl.core.channel import Aggregate
+from fedcl.core.client import Reply
+
+__all__ = ["SecureAggregation"]
+
+
+@dataclass(frozen=True)
+class SecureAggregation:
+    """Hides single replies; the sum is exact."""
+
+    @property
+    def hides_replies(self) -> bool:
+        """The server sees nothing but sums."""
+        return True
+
+    def init(self) -> None:
+        """Has no state."""
+
+    def upload(self, reply: Reply, seed: int) -> Reply:
+        """Drops the client's metrics, which would travel in the clear."""
+        return Reply(
+            reply.tensors, reply.weight, {}, reply.state, reply.steps, reply.examples
+        )
+
+    def receive(self, total: Aggregate, state: Any, seed: int) -> tuple[Aggregate, Any]:
+        """Changes nothing: the sum is what the protocol delivers."""
+        return total, state

@@ -1,0 +1,108 @@
+"""What happens on the wire: transforms of replies on the way up and of their total on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fedcl.core.client import Reply
+from fedcl.core.params import Params
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A weighted sum of replies: all that a method sees of an `aggregate` exchange.
+
+    Attributes:
+        total: Sum over clients of weight times tensor.
+        weight: Sum of the weights.
+        count: Number of clients that answered.
+        metrics: Weighted means of the replies' metrics; empty where replies are hidden.
+    """
+
+    total: Params
+    weight: float
+    count: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def sum(self) -> dict[str, Tensor]:
+        """The sum of weight times tensor (of the tensors themselves, for programs whose weights are 1)."""
+        return dict(self.total)
+
+    @property
+    def mean(self) -> dict[str, Tensor]:
+        """The weighted mean; zeros when all weights are zero."""
+        scale = 1.0 / self.weight if self.weight > 0 else 0.0
+        return {name: value * scale for name, value in self.total.items()}
+
+
+class Transform(Protocol):
+    """One step of a channel: what a file in `channels/` offers.
+
+    Attributes:
+        hides_replies: Whether the server sees nothing but sums after it.
+    """
+
+    @property
+    def hides_replies(self) -> bool: ...
+
+    def init(self) -> Any:
+        """Returns the first state of the server's half."""
+        ...
+
+    def upload(self, reply: Reply, seed: int) -> Reply:
+        """Changes one reply where the client runs."""
+        ...
+
+    def receive(self, total: Aggregate, state: Any, seed: int) -> tuple[Aggregate, Any]:
+        """Changes the total on the server; returns it with the next state."""
+        ...
+
+
+Channel = Sequence[Transform]
+
+
+def hides_replies(channel: Channel) -> bool:
+    """Returns whether any step hides single replies from the server."""
+    return any(step.hides_replies for step in channel)
+
+
+def fold(replies: Sequence[Reply], equal: bool) -> Aggregate:
+    """Adds the replies of one block in their order, in float64.
+
+    Args:
+        replies: Replies in the order of the clients' ids.
+        equal: Whether every reply counts as weight 1, whatever its own weight.
+    """
+    total: dict[str, Tensor] = {}
+    metrics: dict[str, float] = {}
+    weight_sum = 0.0
+    for reply in replies:
+        weight = 1.0 if equal else reply.weight
+        weight_sum += weight
+        for name, value in reply.tensors.items():
+            if name in total:
+                total[name].add_(value, alpha=weight)
+            else:
+                total[name] = value.to(torch.float64) * weight
+        if weight > 0:
+            for name, number in reply.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + weight * number
+    return Aggregate(total, weight_sum, len(replies), metrics)
+
+
+def combine(blocks: Sequence[Aggregate]) -> Aggregate:
+    """Adds the totals of blocks in their order; metrics stay sums until `finish`."""
+    total: dict[str, Tensor] = {}
+    metrics: dict[str, float] = {}
+    for block in blocks:
+        for name, value in block.total.items():
+            total[name] = total[name] + value if name in total else value
+        for name, number in block.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + number
+    return Aggregate(total, sum(b.weight for b in blocks), sum(b.count for b in blocks), metrics)

@@ -1,0 +1,78 @@
+"""A client as a program sees it, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from torch import nn
+
+from fedcl.core.params import Params
+from fedcl.core.task import ClientTask, Examples
+
+M_contra = TypeVar("M_contra", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Client:
+    """One participant for the length of one exchange, built where its data lie.
+
+    Attributes:
+        id: Its number among the registered clients.
+        model: The architecture; its own parameters mean nothing, the message brings them.
+        data: The examples of the present stage.
+        task: Masks of the present stage.
+        state: What it keeps for itself between exchanges, or None at first.
+        seed: Seed of this client in this exchange.
+    """
+
+    id: int
+    model: nn.Module
+    data: Examples
+    task: ClientTask
+    state: Any
+    seed: int
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """Says that a client keeps its memory as it is; None would mean that it forgets."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What goes up, and what stays.
+
+    Attributes:
+        tensors: What goes up. A name `kind/name` is booked under that kind of payload.
+        weight: Weight in the cohort's mean.
+        metrics: Numbers for the record; dropped where replies are hidden.
+        state: The client's next memory, which never leaves it; None forgets, the default keeps it as it is.
+        steps: Local optimizer steps, for the costs.
+        examples: Examples passed through the network, for the costs.
+    """
+
+    tensors: Params
+    weight: float = 1.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    state: Any = Unchanged()
+    steps: int = 0
+    examples: int = 0
+
+
+class Program(Protocol[M_contra]):
+    """Client half of one exchange: a public function of core, a method's function, or a frozen dataclass."""
+
+    def __call__(self, client: Client, message: M_contra, /) -> Reply: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """The simplest message: the parameters to start from.
+
+    Attributes:
+        params: Model parameters.
+    """
+
+    params: Params

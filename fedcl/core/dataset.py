@@ -1,0 +1,86 @@
+"""Data sets as arrays with names: what a file in `datasets/` returns, before any stream is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Table(Protocol):
+    """One split of a data set: labels and columns in memory, inputs fetched by row.
+
+    Attributes:
+        labels: (N,) int64, class indices from 0.
+        columns: Further named (N,) integer arrays, such as `domain` or `subject`.
+    """
+
+    @property
+    def labels(self) -> IntArray: ...
+    @property
+    def columns(self) -> Mapping[str, IntArray]: ...
+    def rows(self, indices: IntArray) -> npt.NDArray[np.float32]:
+        """Returns (len(indices), ...) float32 inputs, ready for a model; images are channels first."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayTable:
+    """A split that lies in memory in its own dtype; rows become float32 only when fetched.
+
+    Attributes:
+        values: (N, ...) raw inputs, any real dtype; images channels first.
+        labels: (N,) int64 class indices.
+        columns: Further named (N,) int64 arrays.
+        scale: Factor for the raw values, e.g. 1/255 for bytes.
+        shift: Added after scaling.
+    """
+
+    values: npt.NDArray[np.generic]
+    labels: IntArray
+    columns: Mapping[str, IntArray] = field(default_factory=dict)
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def rows(self, indices: IntArray) -> npt.NDArray[np.float32]:
+        """Returns the chosen rows as float32: `values * scale + shift`."""
+        chosen = self.values[indices].astype(np.float32)
+        if self.scale != 1.0:
+            chosen *= np.float32(self.scale)
+        if self.shift != 0.0:
+            chosen += np.float32(self.shift)
+        return chosen
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set with a train and a test split.
+
+    Attributes:
+        name: Short name for plots and errors.
+        train: Split that the clients' shares are cut from.
+        test: Split that only the evaluation sees.
+        classes: Size of the public, fixed label space.
+        shape: Shape of one input, e.g. (1, 28, 28) or (9, 128).
+        class_names: Names of the classes for plots; empty when unknown.
+    """
+
+    name: str
+    train: Table
+    test: Table
+    classes: int
+    shape: tuple[int, ...]
+    class_names: tuple[str, ...] = ()
+
+
+class DatasetFactory(Protocol):
+    """What a file in `datasets/` offers: a frozen dataclass of options that reads or makes the data."""
+
+    def load(self) -> Dataset:
+        """Returns the data set; raises `ConfigError` when files are missing, damaged or mislabelled."""
+        ...

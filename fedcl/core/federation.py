@@ -1,0 +1,259 @@
+"""The only door between server and clients: what a method asks goes through here, and is booked here."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from fedcl.core import local as parts
+from fedcl.core.channel import Aggregate, Channel, combine, hides_replies
+from fedcl.core.client import Program, Reply
+from fedcl.core.engine import BlockResult, Engine, Position, Request, program_name
+from fedcl.core.errors import ConfigError, ExposureError
+from fedcl.core.local import Local, Loss, Penalty
+from fedcl.core.model import Net
+from fedcl.core.params import Params
+from fedcl.core.population import Memories
+from fedcl.core.seeds import numpy_generator, seed_of
+from fedcl.core.task import TaskInfo
+from fedcl.core.tree import bytes_by_kind, move
+from fedcl.core.wire import Vocabulary, encode
+
+
+class TooFewReplies(Exception):
+    """Fewer clients answered than `training.minimum`: the round is skipped or repeated, never half applied."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What the door tells costs and audits of one exchange.
+
+    Attributes:
+        position: Where in the run.
+        program: Name of the program.
+        asked: Clients that were asked.
+        answered: Clients that answered.
+        down: Bytes to all clients, by kind of payload.
+        up: Bytes from all clients, by kind of payload.
+        steps: Local optimizer steps of all clients.
+        examples: Examples passed through the network by all clients.
+        seconds: Wall time.
+        total: What the server received as a sum; None when replies were revealed.
+        metrics: Weighted means of the clients' metrics.
+    """
+
+    position: Position
+    program: str
+    asked: tuple[int, ...]
+    answered: tuple[int, ...]
+    down: Mapping[str, int]
+    up: Mapping[str, int]
+    steps: int
+    examples: int
+    seconds: float
+    total: Aggregate | None
+    metrics: Mapping[str, float]
+
+
+class Audit(Protocol):
+    """Who watches: what a file in `audits/` offers. It sees what the server sees and changes nothing."""
+
+    def observe(self, exchange: Exchange) -> None:
+        """Looks at one finished exchange."""
+        ...
+
+    def report(self) -> Mapping[str, float]:
+        """Returns its numbers by name."""
+        ...
+
+
+@dataclass
+class Door:
+    """What stays the same behind the door for the whole run.
+
+    Attributes:
+        engine: Runs the clients.
+        channel: Transforms on the wire.
+        channel_state: State of the channel's server half, one value a step.
+        memories: The clients' memories.
+        words: What a program and a message may name.
+        seed: Seed of the experiment.
+        minimum: Replies that a round needs.
+        availability: Chance that a client that is asked answers.
+        audits: Watchers.
+        exchanges: Exchanges of the present round, not yet recorded.
+    """
+
+    engine: Engine
+    channel: Channel
+    channel_state: list[Any]
+    memories: Memories
+    words: Vocabulary
+    seed: int
+    minimum: int = 1
+    availability: float = 1.0
+    audits: Sequence[Audit] = ()
+    exchanges: list[Exchange] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What a method sees of the federation in one round.
+
+    Attributes:
+        task: What may be known of the present stage.
+        round: Round of the stage, from 0; -1 in `begin_task`, `rounds` in `end_task`.
+        rounds: Rounds of a stage.
+        cohort: Clients sampled for this round (in `end_task`: for the last round), ascending.
+        members: All clients with data at this stage, ascending.
+        model: The architecture.
+        device: Where the server computes.
+    """
+
+    task: TaskInfo
+    round: int
+    rounds: int
+    cohort: tuple[int, ...]
+    members: Sequence[int]
+    model: nn.Module
+    device: torch.device
+    attempt: int = 0
+    _door: Door = field(repr=False, kw_only=True)
+
+    @property
+    def last_round(self) -> bool:
+        """Whether this is the last round of its stage."""
+        return self.round == self.rounds - 1
+
+    def local(
+        self,
+        loss: Loss,
+        *,
+        penalty: Penalty | None = None,
+        data: Any = parts.own_data,
+        keep: Any = parts.own_state,
+        report: Any = parts.change,
+        name: str = "train",
+    ) -> Local:
+        """Returns standard local training made of these parts; see `fedcl.core.local.Local`."""
+        return Local(loss, penalty, data, keep, report, name)
+
+    def net(self, params: Params) -> Net:
+        """Returns the network with these parameters, for work on the server."""
+        return Net(self.model, params)
+
+    def seed(self, purpose: str) -> int:
+        """Returns a seed for a random draw of the server in this round."""
+        return seed_of(self._door.seed, self.task.index, self.round, "server", purpose)
+
+    def aggregate(
+        self, program: Program[Any] | Local, message: Any, clients: Sequence[int] | None = None
+    ) -> Aggregate:
+        """Asks clients and returns nothing but the weighted sum of what they answer.
+
+        Args:
+            program: What each client runs.
+            message: What each client gets.
+            clients: Ids to ask; the cohort when None.
+
+        Raises:
+            ClientError: A client's program failed.
+        """
+        position, results, start = self._exchange(program, message, clients, reveal=False)
+        total = combine([result.total for result in results if result.total is not None])
+        metrics = {name: number / total.weight for name, number in total.metrics.items() if total.weight > 0}
+        total = Aggregate(move(dict(total.total), self.device), total.weight, total.count, metrics)
+        door = self._door
+        for index in reversed(range(len(door.channel))):
+            key = seed_of(door.seed, position.stage, position.round, position.exchange, "receive", index)
+            total, door.channel_state[index] = door.channel[index].receive(total, door.channel_state[index], key)
+        if hides_replies(door.channel):
+            total = Aggregate(total.total, total.weight, total.count)
+        self._book(program, message, clients, position, results, start, total)
+        return total
+
+    def collect(
+        self, program: Program[Any] | Local, message: Any, clients: Sequence[int] | None = None
+    ) -> list[Reply]:
+        """Asks clients and returns each one's reply, in the order of their ids.
+
+        Raises:
+            ExposureError: The channel hides single replies.
+            ClientError: A client's program failed.
+        """
+        if hides_replies(self._door.channel):
+            raise ExposureError(
+                f"program {program_name(program)!r} asks for single replies, but the channel hides them: "
+                "use fed.aggregate, another method, or a channel without secure aggregation"
+            )
+        position, results, start = self._exchange(program, message, clients, reveal=True)
+        self._book(program, message, clients, position, results, start, None)
+        return [move(reply, self.device) for result in results for reply in result.replies or ()]
+
+    def _exchange(
+        self, program: Program[Any] | Local, message: Any, clients: Sequence[int] | None, reveal: bool
+    ) -> tuple[Position, list[BlockResult], float]:
+        door = self._door
+        position = Position(self.task.index, self.round, len(door.exchanges), self.attempt)
+        self._check_words(program)
+        asked = self._available(position, sorted(self.cohort if clients is None else clients))
+        start = time.perf_counter()
+        request = Request(position, program, message, reveal)
+        results = []
+        for result in door.engine.run(request, asked, door.memories):
+            door.memories.save(result.memories)
+            results.append(result)
+        answered = sum(len(result.ids) for result in results)
+        if answered < door.minimum:
+            raise TooFewReplies(f"{answered} of {len(asked)} clients answered; training.minimum is {door.minimum}")
+        return position, results, start
+
+    def _check_words(self, program: Program[Any] | Local) -> None:
+        try:
+            encode(program, self._door.words)
+        except TypeError as error:
+            raise ConfigError(f"program {program_name(program)!r} has no name that a client could look up: {error}") from error
+
+    def _available(self, position: Position, ids: Sequence[int]) -> Sequence[int]:
+        if self._door.availability >= 1.0:
+            return ids
+        at = (position.stage, position.round, position.exchange, position.attempt)
+        draws = numpy_generator(self._door.seed, *at, "available").random(len(ids))
+        return [id for id, draw in zip(ids, draws, strict=True) if draw < self._door.availability]
+
+    def _book(
+        self,
+        program: Program[Any] | Local,
+        message: Any,
+        clients: Sequence[int] | None,
+        position: Position,
+        results: Sequence[BlockResult],
+        start: float,
+        total: Aggregate | None,
+    ) -> None:
+        asked = tuple(sorted(self.cohort if clients is None else clients))
+        up: Counter[str] = Counter()
+        for result in results:
+            up.update(result.uploaded)
+        exchange = Exchange(
+            position=position,
+            program=program_name(program),
+            asked=asked,
+            answered=tuple(id for result in results for id in result.ids),
+            down={kind: size * len(asked) for kind, size in bytes_by_kind(message).items()},
+            up=dict(up),
+            steps=sum(result.steps for result in results),
+            examples=sum(result.examples for result in results),
+            seconds=time.perf_counter() - start,
+            total=total,
+            metrics=total.metrics if total is not None else {},
+        )
+        self._door.exchanges.append(exchange)
+        for audit in self._door.audits:
+            audit.observe(exchange)

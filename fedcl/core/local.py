@@ -1,0 +1,116 @@
+"""Local training described by its parts, so that an engine may run one client or a whole block of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedcl.core.client import Client, Program, Reply
+from fedcl.core.model import Net
+from fedcl.core.params import Params, subtract
+from fedcl.core.task import ClientTask, Examples
+
+Loss = Callable[[Net, Examples, ClientTask, Any], Tensor]
+Penalty = Callable[[Params, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy over the head of the scenario, one value per example.
+
+    Attributes:
+        masked: Compare only the classes of the client's present task. It moves published
+            class-incremental results by many points, so it is a named switch.
+    """
+
+    masked: bool = False
+
+    def __call__(self, net: Net, batch: Examples, task: ClientTask, message: object) -> Tensor:
+        """Returns (n,) losses."""
+        allowed = task.present if self.masked else task.head
+        return F.cross_entropy(masked_logits(net(batch.x), allowed), batch.y, reduction="none")
+
+
+cross_entropy = CrossEntropy()
+
+
+def masked_logits(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Returns logits with the lowest finite value where a class is not allowed.
+
+    The value is finite so that an example of a class that is not allowed has a finite loss and gradient.
+    """
+    return logits.masked_fill(~allowed, -1e9)
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """Half of `strength` times the squared distance to the received parameters (FedProx).
+
+    Attributes:
+        strength: The factor mu.
+    """
+
+    strength: float
+
+    def __call__(self, params: Params, message: Any) -> Tensor:
+        """Returns a scalar that touches no data."""
+        return 0.5 * self.strength * sum((params[k] - v).square().sum() for k, v in message.params.items())
+
+
+def own_data(client: Client, message: object) -> Examples:
+    """Trains on the client's own examples of the present stage."""
+    return client.data
+
+
+def own_state(client: Client, message: object, params: Params) -> Any:
+    """Keeps the client's memory as it was."""
+    return client.state
+
+
+def change(client: Client, message: Any, params: Params) -> dict[str, Tensor]:
+    """Reports the local parameters minus the received ones: add it to improve."""
+    return subtract(params, message.params)
+
+
+@dataclass(frozen=True)
+class Local:
+    """One exchange of standard local training: the parts that a method may choose.
+
+    Attributes:
+        loss: `loss(net, batch, task, message)` -> (n,) losses, each independent of the other examples.
+        penalty: `penalty(params, message)` -> a scalar that touches no data, or None.
+        data: `data(client, message)` -> the examples to train on.
+        keep: `keep(client, message, params)` -> the client's next memory.
+        report: `report(client, message, params)` -> the tensors that go up.
+        name: Name of the program in records and errors.
+    """
+
+    loss: Loss
+    penalty: Penalty | None = None
+    data: Callable[[Client, Any], Examples] = own_data
+    keep: Callable[[Client, Any, Params], Any] = own_state
+    report: Callable[[Client, Any, Params], Params] = change
+    name: str = "train"
+
+
+class Trainer(Protocol):
+    """How one client trains: what a file in `trainers/` offers.
+
+    Attributes:
+        private: Whether its replies satisfy example-level differential privacy.
+    """
+
+    @property
+    def private(self) -> bool: ...
+
+    def __call__(self, local: Local) -> Program[Any]:
+        """Returns the program that trains one client."""
+        ...
+
+    def block(self, local: Local, clients: Sequence[Client], message: Any) -> list[Reply]:
+        """Trains several clients as one batched computation; the replies stand in the clients' order."""
+        ...

@@ -1,0 +1,52 @@
+"""Model parameters as a mapping of names to tensors, and the little arithmetic that federations need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Params: TypeAlias = Mapping[str, Tensor]
+
+
+def add(params: Params, change: Params, scale: float = 1.0) -> dict[str, Tensor]:
+    """Returns `params + scale * change`, name by name, in the dtype of `params`."""
+    return {
+        name: value + (change[name] * scale if scale != 1.0 else change[name]).to(value.dtype)
+        for name, value in params.items()
+    }
+
+
+def subtract(params: Params, other: Params) -> dict[str, Tensor]:
+    """Returns `params - other`, name by name."""
+    return {name: value - other[name] for name, value in params.items()}
+
+
+def copy(params: Params) -> dict[str, Tensor]:
+    """Returns detached copies that no longer share memory with `params`."""
+    return {name: value.detach().clone() for name, value in params.items()}
+
+
+def to(params: Params, device: torch.device) -> dict[str, Tensor]:
+    """Returns the same values on `device`."""
+    return {name: value.to(device) for name, value in params.items()}
+
+
+def norm(params: Params) -> float:
+    """Returns the Euclidean norm over all entries, summed in float64."""
+    return sum(float(value.double().square().sum()) for value in params.values()) ** 0.5
+
+
+def nbytes(params: Params) -> int:
+    """Returns the bytes of all tensors as they would travel, without names."""
+    return sum(value.numel() * value.element_size() for value in params.values())
+
+
+def not_finite(params: Params) -> str | None:
+    """Returns the name of the first tensor with a NaN or infinity in it, or None."""
+    for name, value in params.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return name
+    return None

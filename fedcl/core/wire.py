@@ -1,0 +1,136 @@
+"""One codec for wire, store and checkpoint: values become named tensors and a text of their structure.
+
+Only tensors, numbers, strings, None, tuples, lists, mappings with string keys, `Examples` and other frozen
+dataclasses of a known vocabulary can be written, and reading looks names up in that vocabulary: nothing that is
+read can name code to run. Programs are written by the name of their parts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fedcl.core import client, local, memory, optimizer, task
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The names that may stand in a message: dataclasses and functions of core, and one method's own.
+
+    Attributes:
+        classes: Frozen dataclasses by name.
+        functions: Public functions of core by name.
+        method: The method whose `client_half` functions may be named, or None.
+    """
+
+    classes: Mapping[str, type]
+    functions: Mapping[str, FunctionType]
+    method: Any = None
+
+
+def vocabulary(method: Any = None, *modules: ModuleType) -> Vocabulary:
+    """Returns the vocabulary of core, of a method (its module too) and of further modules."""
+    places = [task, client, local, memory, optimizer, *modules]
+    if method is not None:
+        places.append(inspect.getmodule(type(method)) or local)
+    classes: dict[str, type] = {}
+    functions: dict[str, FunctionType] = {}
+    for place in places:
+        for name, value in vars(place).items():
+            if inspect.isclass(value) and is_dataclass(value) and value.__module__ == place.__name__:
+                classes[_name(value)] = value
+            elif inspect.isfunction(value) and not name.startswith("_") and place is local:
+                functions[_name(value)] = value
+    return Vocabulary(classes, functions, method)
+
+
+def _name(value: Any) -> str:
+    return f"{value.__module__}:{value.__qualname__}"
+
+
+def encode(value: Any, words: Vocabulary) -> tuple[dict[str, Tensor], str]:
+    """Returns `(tensors, text)`; raises TypeError that names what cannot be written.
+
+    Args:
+        value: Message, reply, memory, state or program.
+        words: What may be named.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def walk(item: Any) -> Any:
+        if item is None or isinstance(item, bool | int | str):
+            return item
+        if isinstance(item, float):
+            return {"float": item.hex()}  # exact, and infinities have a spelling
+        if isinstance(item, Tensor):
+            tensors[f"t{len(tensors)}"] = item.detach().contiguous().cpu()
+            return {"tensor": f"t{len(tensors) - 1}"}
+        if isinstance(item, tuple | list):
+            return {"tuple" if isinstance(item, tuple) else "list": [walk(part) for part in item]}
+        if isinstance(item, Mapping):
+            # Pairs, since keys may be numbers and their order is part of the value.
+            return {"map": [[walk(key), walk(part)] for key, part in item.items()]}
+        if isinstance(item, MethodType) and words.method is not None and item.__self__ == words.method:
+            if item.__name__ in type(words.method).client_half:
+                return {"method": item.__name__}
+            raise TypeError(f"method function {item.__name__!r} is not listed in client_half")
+        if isinstance(item, FunctionType) and words.functions.get(_name(item)) is item:
+            return {"function": _name(item)}
+        if is_dataclass(item) and not isinstance(item, type) and words.classes.get(_name(type(item))) is type(item):
+            return {"class": _name(type(item)), "fields": {f.name: walk(getattr(item, f.name)) for f in fields(item)}}
+        raise TypeError(
+            f"{type(item).__name__} {getattr(item, '__qualname__', '')!r} cannot travel: use tensors, numbers, strings, "
+            "tuples, mappings, frozen dataclasses of fedcl.core or of the method's file, and functions of "
+            "fedcl.core.local or of the method's client_half (no lambdas, closures or partials)"
+        )
+
+    return tensors, json.dumps(walk(value))
+
+
+def decode(tensors: Mapping[str, Tensor], text: str, words: Vocabulary) -> Any:
+    """Returns the value that `encode` wrote; raises ValueError for a name outside the vocabulary."""
+
+    def build(item: Any) -> Any:
+        if not isinstance(item, dict):
+            return item
+        kind, body = next(iter(item.items()))
+        if kind == "float":
+            return float.fromhex(body)
+        if kind == "tensor":
+            return tensors[body]
+        if kind == "tuple":
+            return tuple(build(part) for part in body)
+        if kind == "list":
+            return [build(part) for part in body]
+        if kind == "map":
+            return {build(key): build(part) for key, part in body}
+        if kind == "method" and words.method is not None and body in type(words.method).client_half:
+            return getattr(words.method, body)
+        if kind == "function" and body in words.functions:
+            return words.functions[body]
+        if kind == "class" and body in words.classes:
+            return words.classes[body](**{name: build(part) for name, part in item["fields"].items()})
+        raise ValueError(f"{kind} {body!r} is not known here: method, config or version differ between the two sides")
+
+    return build(json.loads(text))
+
+
+def dumps(value: Any, words: Vocabulary) -> bytes:
+    """Returns a value as the bytes of one safetensors file."""
+    tensors, text = encode(value, words)
+    return safetensors.torch.save(tensors or {"none": torch.zeros(0)}, metadata={"structure": text})
+
+
+def loads(data: bytes, words: Vocabulary) -> Any:
+    """Returns the value that `dumps` wrote."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    return decode(safetensors.torch.load(data), header["__metadata__"]["structure"], words)

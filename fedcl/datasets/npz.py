@@ -1,0 +1,300 @@
+"""Data sets in one NumPy archive (.npz), already divided into train and test or divided here."""
+
+from __future__ import annotations
+
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fedcl.core.dataset import ArrayTable, Dataset, IntArray
+from fedcl.core.errors import ConfigError
+
+__all__ = ["Npz"]
+
+Holdout = Literal["random", "blocks", "marked"]
+Array: TypeAlias = npt.NDArray[Any]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Npz:
+    """Reads inputs, labels and columns from one archive; nothing is ever unpickled.
+
+    A divided file holds `x_train`, `y_train`, `x_test`, `y_test`; further pairs of integer arrays
+    `<column>_train`, `<column>_test` (or `y_train_<column>`, `y_test_<column>`) are columns. An
+    undivided file holds `x`, `y` and columns under their plain names: a hold-out divides it, rows
+    keep their order in both splits, and a column `position` (row in the file) is added unless the
+    file has one. Other arrays are ignored.
+
+    Bytes are images: (N, H, W) and (N, H, W, C) with C in 1, 3, 4 become channels first, scaled by
+    1/255. A number `scale` in the file is the factor of integer inputs instead. Classes are named
+    by `class_names` (by `<labels>_names` for other labels than `y`).
+
+    Attributes:
+        root: Folder of the data, or the .npz file itself.
+        file: Name of the .npz file in that folder.
+        labels: Label array, without `_train` and `_test`, e.g. "coarse".
+        mean: Subtracted from the inputs after they are scaled.
+        std: Divides the inputs after the mean is subtracted.
+        holdout: How an undivided file is divided. "random": by class, at random. "blocks": the rows
+            of each value of `holdout_column`, in order, are cut into blocks, every k-th held out
+            (for windows that overlap). "marked": `holdout_column` is 1 in test rows and else 0.
+        holdout_column: Column that tells recordings apart for "blocks" (empty: the file is one), or
+            that marks the test rows for "marked".
+        test_fraction: Share of the rows that "random" and "blocks" hold out, between 0 and 1.
+        block: Rows in a block.
+        gap: Train rows dropped next to a test block; 1 suits windows that overlap by half.
+        seed: Decides which rows "random" holds out.
+    """
+
+    root: str = ""
+    file: str = ""
+    labels: str = "y"
+    mean: float = 0.0
+    std: float = 1.0
+    holdout: Holdout = "random"
+    holdout_column: str = ""
+    test_fraction: float = 0.2
+    block: int = 8
+    gap: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the options that need no file."""
+        if not (math.isfinite(self.mean) and 0.0 < self.std < math.inf):
+            raise ValueError(f"std must be positive and mean finite, not {self.std}, {self.mean}")
+        if self.holdout not in get_args(Holdout):
+            raise ValueError(f"holdout must be one of {get_args(Holdout)}, not {self.holdout!r}")
+        if self.holdout == "marked" and not self.holdout_column:
+            raise ValueError('holdout_column must name the test marks with holdout = "marked"')
+        if not 0.0 < self.test_fraction < 1.0:
+            raise ValueError(f"test_fraction must lie between 0 and 1, not {self.test_fraction}")
+        for name, least in (("block", 1), ("gap", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+    def load(self) -> Dataset:
+        """Returns the data set, named after its file.
+
+        Raises:
+            ConfigError: The file is missing or damaged, or its arrays are missing or do not fit.
+        """
+        archive = _read(_locate(self.root, self.file))
+        tables = [self._table(archive, keys) for keys in archive.splits(self.labels)]
+        train, test = tables if len(tables) == 2 else self._divide(archive, tables[0])
+        if not (len(train.labels) and len(test.labels)):
+            fact = f"train has {len(train.labels)} rows and test {len(test.labels)}"
+            remedy = "save some for each, or change dataset.test_fraction, block or gap"
+            raise archive.error(fact, remedy)
+        kinds = [
+            f"{part.values.dtype} of shape {part.values.shape[1:]}, columns {_listed(part.columns)}"
+            for part in (train, test)
+        ]
+        if kinds[0] != kinds[1]:
+            raise archive.error(f"train is {kinds[0]}, but test {kinds[1]}", "save both alike")
+        key = "class_names" if self.labels == "y" else f"{self.labels}_names"
+        saved = archive.arrays.get(key, np.empty(0, "U1"))
+        names = tuple(map(str, saved)) if (saved.ndim, saved.dtype.kind) == (1, "U") else ()
+        classes = _classes(archive, train.labels, test.labels, len(names))
+        return Dataset(archive.path.stem, train, test, classes, train.values.shape[1:], names)
+
+    def _table(self, archive: _Archive, keys: Mapping[str, str]) -> ArrayTable:
+        values = _inputs(archive, keys["x"])
+        labels = _labels(archive, keys[self.labels], keys["x"])
+        columns: dict[str, IntArray] = {}
+        for name, key in keys.items():
+            array = archive.arrays[key]
+            if name in ("x", self.labels) or array.ndim != 1 or array.dtype.kind not in "iub":
+                continue
+            if name != key:  # in an undivided file, an array of another length is no column
+                archive.check_length(key, keys["x"])
+            if len(array) == len(values):
+                columns[name] = array.astype(np.int64)
+        scale = 1.0 / 255.0 if values.dtype == np.uint8 else 1.0
+        saved = archive.arrays.get("scale")
+        if saved is not None and values.dtype.kind in "iu":
+            scale = float(saved) if saved.shape == () and saved.dtype.kind in "iuf" else 0.0
+            if not math.isfinite(scale) or scale == 0.0:
+                raise archive.error("scale is no factor", "save one finite number other than 0")
+        return ArrayTable(values, labels, columns, scale / self.std, -self.mean / self.std)
+
+    def _divide(self, archive: _Archive, table: ArrayTable) -> tuple[ArrayTable, ArrayTable]:
+        name = self.holdout_column if self.holdout != "random" else ""
+        if name and name not in table.columns:
+            remedy = f"set dataset.holdout_column to one of: {_listed(table.columns)}"
+            raise archive.error(f"there is no column {name!r}", remedy)
+        column = table.columns.get(name, np.zeros_like(table.labels))
+        if self.holdout == "random":
+            kept, held = _random(table.labels, self.test_fraction, self.seed)
+        elif self.holdout == "blocks":
+            kept, held = _blocks(column, self.test_fraction, self.block, self.gap)
+        else:
+            kept, held = column == 0, column == 1
+            if not (kept | held).all():
+                fact = f"the column {name!r} has other values than 0 and 1"
+                raise archive.error(fact, "set dataset.holdout_column to a column of marks")
+        columns = {"position": np.arange(len(table.labels), dtype=np.int64), **table.columns}
+
+        def part(mask: Mask) -> ArrayTable:
+            chosen = {key: values[mask] for key, values in columns.items()}
+            values, labels = table.values[mask], table.labels[mask]
+            return replace(table, values=values, labels=labels, columns=chosen)
+
+        return part(kept), part(held)
+
+
+@dataclass(frozen=True)
+class _Archive:
+    path: Path
+    arrays: Mapping[str, Array]
+
+    def error(self, fact: str, remedy: str) -> ConfigError:
+        return ConfigError(f"{fact}, in {self.path}; {remedy}")
+
+    def check_length(self, key: str, inputs: str) -> None:
+        shape, rows = self.arrays[key].shape, len(self.arrays[inputs])
+        if shape != (rows,):
+            fact = f"{key} has shape {shape} but {inputs} has {rows} rows"
+            raise self.error(fact, f"save {key} with shape ({rows},)")
+
+    def splits(self, labels: str) -> list[dict[str, str]]:
+        """Returns, for train and test or for the whole, each array's key by its plain name."""
+        splits: list[dict[str, str]] = [{}, {}]
+        for key in self.arrays:
+            match = re.fullmatch(r"(?:y_train_(.+)|(.+)_train)", key)
+            if match and (other := key.replace("_train", "_test")) in self.arrays:
+                name = match[1] or match[2]
+                splits[0][name], splits[1][name] = key, other
+        if "x" in self.arrays and "x_train" not in self.arrays:
+            splits = [{key: key for key in self.arrays}]
+        for name in ("x", labels):
+            if name not in splits[0]:
+                fact = f"{name}_train and {name}_test (or x and y undivided) are not all there"
+                remedy = "save them, or set dataset.labels or dataset.file to what there is"
+                raise self.error(fact, f"{remedy}; found: {_listed(self.arrays)}")
+        return splits
+
+
+def _locate(root: str, file: str) -> Path:
+    if not root:
+        fact = "the dataset needs the folder of its files, in the table [dataset]"
+        raise ConfigError(f"{fact}; set dataset.root, e.g. --set dataset.root=FOLDER")
+    folder = Path(root).expanduser()
+    if folder.is_file() and not file:
+        return folder
+    if not folder.is_dir():
+        fact = "not a folder" if folder.exists() else "missing"
+        raise ConfigError(f"{folder} is {fact}, in dataset.root; set it to the folder of the data")
+    if file and (folder / file).is_file():
+        return folder / file
+    fact = f"the file {file} is missing" if file else "no file is chosen"
+    found = _listed(path.name for path in folder.glob("*.npz"))
+    raise ConfigError(f"{fact}, in {folder} (dataset.root); set dataset.file to one of: {found}")
+
+
+def _read(path: Path) -> _Archive:
+    arrays: dict[str, Array] = {}
+    try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no .npz archive, or cut short")
+        with np.load(path, allow_pickle=False) as archive:
+            for key in archive.files:
+                try:
+                    arrays[key] = np.asanyarray(archive[key])
+                except ValueError:  # Python objects: an error only if the array is needed
+                    arrays[key] = np.empty((), dtype=object)
+    except (OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        fact = f"the file cannot be read ({error}), in {path}"
+        raise ConfigError(f"{fact}; save it with numpy.savez, or copy it again") from error
+    return _Archive(path, arrays)
+
+
+def _inputs(archive: _Archive, key: str) -> Array:
+    values = archive.arrays[key]
+    if values.dtype.kind not in "iubf" or values.ndim < 2 or 0 in values.shape[1:]:
+        fact = f"{key} is {values.dtype} of shape {values.shape}"
+        raise archive.error(fact, "save inputs as numbers (no Python objects), shape (rows, ...)")
+    step = max(1, 2**20 // math.prod(values.shape[1:]))  # bounds the memory of the check
+    for start in range(0, len(values) if values.dtype.kind == "f" else 0, step):
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+            finite = np.isfinite(values[start : start + step].astype(np.float32))
+        if not finite.all():
+            row = start + int(np.argmin(finite.reshape(len(finite), -1).all(axis=1)))
+            raise archive.error(f"{key} is NaN or infinite in row {row}", "repair or remove it")
+    if values.dtype == np.uint8 and values.ndim == 3:
+        return values[:, None]
+    if values.dtype == np.uint8 and values.ndim == 4 and values.shape[3] in (1, 3, 4):
+        return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+    return values
+
+
+def _labels(archive: _Archive, key: str, inputs: str) -> IntArray:
+    labels = archive.arrays[key]
+    if labels.dtype.kind not in "iub":
+        raise archive.error(f"{key} is {labels.dtype}", "save class indices 0, 1, ... as integers")
+    archive.check_length(key, inputs)
+    labels = labels.astype(np.int64)
+    if labels.size and labels.min() < 0:
+        fact = f"{key} has the negative label {labels.min()}"
+        raise archive.error(fact, "number the classes from 0 and remove rows without a class")
+    return labels
+
+
+def _classes(archive: _Archive, train: IntArray, test: IntArray, named: int) -> int:
+    present = np.unique(train)
+    largest = max(present[-1], test.max())
+    if named and largest >= named:
+        fact = f"the label {largest} lies beyond the {named} names of the classes"
+        raise archive.error(fact, "number the classes from 0, and save a name for each")
+    unseen = np.setdiff1d(test, present)
+    if unseen.size:
+        fact = f"the test labels have classes that train lacks: {_listed(unseen)}"
+        raise archive.error(fact, "remove those rows, or divide the data differently")
+    gaps = np.flatnonzero(present != np.arange(present.size))
+    if gaps.size and not named:
+        fact = f"the train labels go up to {largest} but none is {gaps[0]}"
+        raise archive.error(fact, "number the classes from 0 without gaps, or save class_names")
+    return named or int(largest) + 1
+
+
+def _random(labels: IntArray, fraction: float, seed: int) -> tuple[Mask, Mask]:
+    """Returns masks of train and test rows: each class gives its share, never all its rows."""
+    held = np.zeros(len(labels), dtype=np.bool_)
+    generator = np.random.default_rng(seed)
+    met = 0
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        due = math.floor((met + len(rows)) * fraction + 0.5) - math.floor(met * fraction + 0.5)
+        held[rows[: min(due, len(rows) - 1)]] = True
+        met += len(rows)
+    return ~held, held
+
+
+def _blocks(recordings: IntArray, fraction: float, block: int, gap: int) -> tuple[Mask, Mask]:
+    """Returns masks of train and test rows; rows within the gap of a test block are in neither."""
+    kept, held = (np.zeros(len(recordings), dtype=np.bool_) for _ in range(2))
+    for recording in np.unique(recordings):
+        rows = np.flatnonzero(recordings == recording)
+        number = np.arange(len(rows)) // block
+        # Spread evenly: with a fraction of 1/5, the blocks 2, 7, 12, ... are held out.
+        tested = np.floor((number + 1) * fraction + 0.5) > np.floor(number * fraction + 0.5)
+        near = tested.copy()
+        for distance in range(1, gap + 1):
+            near[distance:] |= tested[:-distance]
+            near[:-distance] |= tested[distance:]
+        kept[rows], held[rows] = ~near, tested
+    return kept, held
+
+
+def _listed(names: Iterable[Any]) -> str:
+    words = [str(name) for name in sorted(names)]
+    more = f" and {len(words) - 20} more" if len(words) > 20 else ""
+    return (", ".join(words[:20]) or "(none)") + more

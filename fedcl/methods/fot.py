@@ -1,0 +1,193 @@
+"""Federated orthogonal training: the server keeps updates out of the space of old tasks' layer inputs.
+
+Bakman, Yaldiz, Ezzeldin and Avestimehr, Federated orthogonal training: mitigating global catastrophic forgetting in
+continual federated learning, ICLR 2024 (arXiv 2309.01289). The defaults differ from the released code where it can
+be exact: a Gram matrix instead of a sketch, the energy rule for the rank, statistics of the global model over all
+members. `gpse = "sketch"`, `eps_rule = "paper_code"`, `statistics_model = "local"` and `statistics_clients =
+"cohort"` give the released behaviour, which its published numbers belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedcl.core.client import Client, Model, Reply
+from fedcl.core.federation import Federation
+from fedcl.core.layers import append_one, layer_inputs, protected_layers
+from fedcl.core.local import CrossEntropy, own_state
+from fedcl.core.method import Method
+from fedcl.core.optimizer import Moments, check_server, server_step
+from fedcl.core.params import Params, add
+from fedcl.core.seeds import torch_generator
+from fedcl.core.subspace import extend, needed_rank, pack, project_layers, residual, unpack
+
+__all__ = ["FOT"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Server state: the model, the basis of each protected layer, and the server optimizer's moments."""
+
+    params: Params
+    basis: Mapping[str, Tensor] = field(default_factory=dict)
+    moments: Moments = field(default_factory=Moments)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What goes down for the statistics: the model (empty: use your own), bases, and which layers."""
+
+    params: Params
+    basis: Mapping[str, Tensor]
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FOT(Method[State]):
+    """Clients train as in FedAvg; the server projects its final step.
+
+    Attributes:
+        energy: Share of the layer inputs' energy that each task's basis must hold (epsilon).
+        energy_step: Added to `energy` after each task.
+        gpse: `gram` sends the exact Gram matrix of the residual inputs, `sketch` its product with a random matrix
+            that each client draws for itself and never shows (the paper's).
+        sketch_columns: Columns of the sketch as a multiple of the layer's input width.
+        sketch_noise: `normal`, or `uniform` on [-1, 1] as in the released code: few examples behind a uniform
+            sketch can be recovered from it by independent component analysis.
+        eps_rule: `energy` takes the ratio of squared norms, `paper_code` that of norms and at least one direction.
+        statistics_model: Layer inputs of the `global` model, or of each client's `local` one after the last round.
+        statistics_clients: All `members` of the stage, or the last round's `cohort`.
+        head: Whether the last layer is protected: `auto` means in the domain-incremental scenario only.
+        biases: Protect biases too, as the weight of a constant input.
+        masked: Compare only the classes of the present task in the loss.
+        server: Server optimizer: `mean`, `momentum` or `adam`; its step is what gets projected.
+        server_lr: Its learning rate.
+        server_momentum: Its momentum.
+    """
+
+    energy: float = 0.95
+    energy_step: float = 0.0
+    gpse: Literal["gram", "sketch"] = "gram"
+    sketch_columns: float = 1.0
+    sketch_noise: Literal["normal", "uniform"] = "normal"
+    eps_rule: Literal["energy", "paper_code"] = "energy"
+    statistics_model: Literal["global", "local"] = "global"
+    statistics_clients: Literal["members", "cohort"] = "members"
+    head: Literal["auto", "protect", "free"] = "auto"
+    biases: bool = False
+    masked: bool = False
+    server: Literal["mean", "momentum", "adam"] = "mean"
+    server_lr: float = 1.0
+    server_momentum: float = 0.9
+
+    family: ClassVar[str] = "orthogonal"
+    needs_borders: ClassVar[bool] = True
+    paper: ClassVar[str] = "Bakman et al., ICLR 2024"
+    client_half: ClassVar[tuple[str, ...]] = ("gram", "sketch", "keep_params")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.energy <= 1:
+            raise ValueError(f"energy must lie in [0, 1], not {self.energy}")
+        if self.sketch_columns <= 0:
+            raise ValueError(f"sketch_columns must be above 0, not {self.sketch_columns}")
+        if self.statistics_model == "local" and self.statistics_clients == "members":
+            raise ValueError('statistics_model = "local" needs statistics_clients = "cohort": others have no local model')
+        check_server(self.server, self.server_lr, self.server_momentum)
+
+    # Server half.
+
+    def init(self, params: Params) -> State:
+        """Starts without any basis."""
+        return State(params)
+
+    def round(self, state: State, fed: Federation) -> State:
+        """Adds the server optimizer's step without its part along the bases (FedProject)."""
+        keep = self.keep_params if self.statistics_model == "local" and fed.last_round else own_state
+        change = fed.aggregate(fed.local(CrossEntropy(self.masked), keep=keep), Model(state.params)).mean
+        step, moments = server_step(change, state.moments, self.server, self.server_lr, self.server_momentum)
+        step = project_layers(step, state.basis, self.biases)
+        return replace(state, params=add(state.params, step), moments=moments)
+
+    def end_task(self, state: State, fed: Federation) -> State:
+        """Extends each basis by what this task's layer inputs add to it (GPSE)."""
+        protect_head = self.head == "protect" or (self.head == "auto" and fed.task.scenario == "domain")
+        layers = tuple(n for n in protected_layers(fed.model) if protect_head or n.split(".")[-2:] != ["head", "weight"])
+        params = state.params if self.statistics_model == "global" else {}
+        clients = fed.members if self.statistics_clients == "members" else fed.cohort
+        program = self.gram if self.gpse == "gram" else self.sketch
+        sums = fed.aggregate(program, Inputs(params, state.basis, layers), clients=clients).sum
+        energy = min(1.0, self.energy + self.energy_step * fed.task.index)
+        return replace(state, basis={name: self._extended(name, sums, state.basis.get(name), energy) for name in layers})
+
+    def _extended(self, name: str, sums: Params, basis: Tensor | None, energy: float) -> Tensor:
+        _, inputs, rest, rho = sums[f"norms/{name}"].double().tolist()
+        if self.gpse == "gram":
+            values, vectors = torch.linalg.eigh(unpack(sums[f"gram/{name}"].double()))
+            energies, vectors = values.flip(0).clamp(min=0.0), vectors.flip(1)
+        else:
+            vectors, singular, _ = torch.linalg.svd(sums[f"sketch/{name}"].double(), full_matrices=False)
+            energies = singular.square()
+        old = basis if basis is not None else vectors[:, :0]
+        # Rounding leaves a residual of about 1e-7 of the norm: that is nothing new.
+        if rest <= 1e-10 * inputs:
+            return old
+        count = sums[f"norms/{name}"][0].item()
+        ratio = rest / inputs if self.eps_rule == "energy" else rho / count
+        rank = needed_rank(energies, 1.0 - (1.0 - energy) / ratio)
+        if self.eps_rule == "paper_code":
+            rank = max(rank, 1)
+        return extend(old, vectors[:, :rank])
+
+    # Client half.
+
+    def keep_params(self, client: Client, message: Model, params: Params) -> Params:
+        """Keeps the local model for the statistics that follow the last round."""
+        return params
+
+    def gram(self, client: Client, message: Inputs) -> Reply:
+        """Sends, for each layer, the Gram matrix of the inputs' residual, packed."""
+        return self._statistics(client, message, sketch=False)
+
+    def sketch(self, client: Client, message: Inputs) -> Reply:
+        """Sends, for each layer, the residual inputs times this client's own random matrix (d, columns)."""
+        return self._statistics(client, message, sketch=True)
+
+    def _statistics(self, client: Client, message: Inputs, sketch: bool) -> Reply:
+        params = message.params or client.state
+        if not params:
+            raise ValueError('it has no local model, as it missed the last round; use statistics_model = "global"')
+        kind = "sketch" if sketch else "gram"
+        generator = torch_generator(client.seed, "sketch")
+        found: dict[str, Tensor] = {}
+        norms = {name: torch.zeros(2, dtype=torch.float64) for name in message.layers}
+        for batch in client.data.x.split(128):
+            for name, x in layer_inputs(client.model, params, batch).items():
+                if name not in norms:
+                    continue
+                x = append_one(client.model, name, x.double()) if self.biases else x.double()
+                rest = residual(x, message.basis.get(name))
+                norms[name] += torch.stack([x.square().sum(), rest.square().sum()]).cpu()
+                part = rest.T @ (self._noise(rest, generator) if sketch else rest)
+                found[name] = found[name] + part if name in found else part
+        tensors = {}
+        for name, value in found.items():
+            dtype = client.data.x.dtype
+            n = len(client.data)
+            inputs, rest = norms[name].tolist()
+            rho = (rest / inputs) ** 0.5 if inputs else 0.0
+            tensors[f"{kind}/{name}"] = (value if sketch else pack(value)).to(dtype)
+            tensors[f"norms/{name}"] = torch.tensor([n, inputs, rest, n * rho], dtype=torch.float64, device=value.device)
+        return Reply(tensors, examples=len(client.data), state=None)
+
+    def _noise(self, rest: Tensor, generator: torch.Generator) -> Tensor:
+        shape = (len(rest), max(1, round(self.sketch_columns * rest.shape[1])))
+        if self.sketch_noise == "normal":
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        else:
+            noise = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+        return noise.to(rest.device)

@@ -1,0 +1,78 @@
+"""Joint training: at each stage a new model is trained on all stages so far; the upper reference, and a*_j.
+
+Clients keep every example, which no federated continual-learning method may do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from fedcl.core.client import Client, Reply
+from fedcl.core.federation import Federation
+from fedcl.core.memory import RowwiseCrossEntropy, present_rows, with_present
+from fedcl.core.method import Method
+from fedcl.core.params import Params, add
+from fedcl.core.task import Examples, join
+
+__all__ = ["Joint"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Server state: the present model, and the one that every stage starts from."""
+
+    params: Params
+    start: Params
+
+
+@dataclass(frozen=True)
+class Message:
+    """What goes down: the model, and whether each task keeps its own logits."""
+
+    params: Params
+    separate: bool
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A message without content."""
+
+
+@dataclass(frozen=True)
+class Joint(Method[State]):
+    """Re-initialises the model at each stage and trains it on the examples of all stages so far."""
+
+    family: ClassVar[str] = "reference"
+    needs_borders: ClassVar[bool] = True
+    paper: ClassVar[str] = "upper reference; a*_j of Chaudhry et al., ECCV 2018"
+    client_half: ClassVar[tuple[str, ...]] = ("everything", "keep")
+
+    def init(self, params: Params) -> State:
+        """Remembers the first parameters as every stage's start."""
+        return State(params, params)
+
+    def begin_task(self, state: State, fed: Federation) -> State:
+        """Has every member keep its examples of this stage, and starts again."""
+        fed.aggregate(self.keep, Nothing(), clients=fed.members)
+        return replace(state, params=state.start)
+
+    def round(self, state: State, fed: Federation) -> State:
+        """Adds the mean change of the cohort."""
+        local = fed.local(RowwiseCrossEntropy(), data=self.everything)
+        message = Message(state.params, fed.task.scenario == "task")
+        return replace(state, params=add(state.params, fed.aggregate(local, message).mean))
+
+    def everything(self, client: Client, message: Message) -> Examples:
+        """Trains on the examples of all stages so far."""
+        return with_present(client, client.state, message.separate)
+
+    def keep(self, client: Client, message: Nothing) -> Reply:
+        """Keeps the examples of the present stage with the earlier ones; nothing goes up."""
+        rows: Any = present_rows(client)
+        if client.state is not None:
+            old = client.state.take(torch.nonzero(client.state.extra["stage"] != client.task.index).flatten())
+            rows = join([old, rows])
+        return Reply({}, state=rows)

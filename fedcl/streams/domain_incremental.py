@@ -1,0 +1,124 @@
+"""Domain-incremental learning: the classes stay, the inputs change: permuted pixels, rotations, or natural domains.
+
+van de Ven, Tuytelaars and Tolias, Three types of incremental learning, Nature Machine Intelligence 2022; permuted
+MNIST: Goodfellow et al., 2013; rotated MNIST: Lopez-Paz and Ranzato, NeurIPS 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from fedcl.core.dataset import Dataset, IntArray
+from fedcl.core.errors import ConfigError
+from fedcl.core.seeds import numpy_generator
+from fedcl.core.stream import InputTransform
+from fedcl.core.task import ScenarioKind
+from fedcl.streams._scenario import Cut, Scenario
+
+__all__ = ["DomainIncremental"]
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Puts the features of every input in another order.
+
+    Attributes:
+        order: (features,) a permutation.
+    """
+
+    order: IntArray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Returns (n, ...) inputs of the same shape."""
+        return x.reshape(len(x), -1)[:, self.order].reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Turns images about their centre, with linear interpolation and zeros outside.
+
+    Attributes:
+        degrees: Angle, counter-clockwise.
+    """
+
+    degrees: float
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Returns (n, channels, height, width) images of the same shape."""
+        from scipy.ndimage import rotate
+
+        turned: np.ndarray = rotate(x, self.degrees, axes=(3, 2), reshape=False, order=1)
+        return turned
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainIncremental(Scenario):
+    """The same classes under changing inputs.
+
+    Attributes:
+        transform: `permute` (a permutation of the features a task), `rotate` (a fixed angle a task) or `column`
+            (the values of a column of the data are the domains).
+        degrees: Angle of the last task; the tasks turn in equal steps from 0.
+        column: Column that names the domain.
+        domains: Values of the column in the order of the tasks; empty means ascending.
+        keep_first: Whether the first permuted task is the original data, as in FOT's protocol.
+    """
+
+    kind: ClassVar[ScenarioKind] = "domain"
+
+    transform: Literal["permute", "rotate", "column"] = "permute"
+    degrees: float = 90.0
+    column: str = "domain"
+    domains: tuple[int, ...] = ()
+    keep_first: bool = True
+
+    def cut(self, dataset: Dataset, seed: int) -> Sequence[Cut]:
+        """Returns one task for each permutation, angle or domain."""
+        if self.transform == "column":
+            return self._natural(dataset)
+        if self.tasks < 1:
+            raise ConfigError(f'[stream] transform = "{self.transform}" needs tasks, at least 1')
+        if self.transform == "rotate" and len(dataset.shape) != 3:
+            raise ConfigError(
+                f'[stream] transform = "rotate" needs images (channels, height, width), but inputs of data set '
+                f'{dataset.name!r} have shape {dataset.shape}: use "permute"'
+            )
+        train, test = np.arange(len(dataset.train.labels)), np.arange(len(dataset.test.labels))
+        cuts = []
+        for task in range(self.tasks):
+            name, change = self._change(dataset, seed, task)
+            cuts.append(Cut(name, train, test, change))
+        return cuts
+
+    def _change(self, dataset: Dataset, seed: int, task: int) -> tuple[str, InputTransform | None]:
+        if self.transform == "rotate":
+            angle = self.degrees * task / max(1, self.tasks - 1)
+            return f"{angle:g} degrees", Rotate(angle) if angle else None
+        if task == 0 and self.keep_first:
+            return "original", None
+        order = numpy_generator(seed, "permute", task).permutation(int(np.prod(dataset.shape)))
+        return f"permutation {task}", Permute(order)
+
+    def _natural(self, dataset: Dataset) -> Sequence[Cut]:
+        for split, table in (("training", dataset.train), ("test", dataset.test)):
+            if self.column not in table.columns:
+                raise ConfigError(
+                    f"[stream] column {self.column!r} is not in the {split} split of data set {dataset.name!r}, which "
+                    f"has the columns: {', '.join(sorted(table.columns)) or 'none'}"
+                )
+        train, test = dataset.train.columns[self.column], dataset.test.columns[self.column]
+        found = [int(value) for value in np.unique(train)]
+        domains = list(self.domains) or found
+        missing = sorted(set(domains) - set(found))
+        if missing:
+            raise ConfigError(f"[stream] domains {missing} do not occur in column {self.column!r}: it has {found}")
+        if self.tasks not in (0, len(domains)):
+            raise ConfigError(
+                f"[stream] column {self.column!r} names {len(domains)} domains, but tasks = {self.tasks}: set it to "
+                f"{len(domains)} or 0"
+            )
+        return [Cut(f"{self.column} {d}", np.flatnonzero(train == d), np.flatnonzero(test == d)) for d in domains]

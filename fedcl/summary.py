@@ -1,0 +1,212 @@
+"""A run's summary: the named metrics of its evaluations, its costs, and what is needed to repeat it."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedcl import __version__, metrics
+from fedcl.config import Experiment
+from fedcl.core.errors import ConfigError
+from fedcl.core.stream import Stream
+from fedcl.evaluations import accuracy_matrix, over_clients
+from fedcl.record import Record, Row
+
+
+def summarise(
+    experiment: Experiment, stream: Stream, record: Record, joint: Sequence[float] | None
+) -> dict[str, Any]:
+    """Returns the contents of summary.json, without wall time and engine.
+
+    Args:
+        experiment: The experiment.
+        stream: Its stream.
+        record: Its finished tables.
+        joint: Accuracies a*_j of a reference run, or None.
+    """
+    split = "test" if "test" in experiment.evaluation.splits else experiment.evaluation.splits[0]
+    rows = [row for row in record.evaluations if row["metric"] == "accuracy" and row["split"] == split]
+    numbers = _own_orders(rows, stream) if not stream.order.shared else _shared(rows, stream, split, joint)
+    names = experiment.names
+    up, down = _bytes(record.costs, "up"), _bytes(record.costs, "down")
+    return {
+        "method": names["method"],
+        "stream": names["stream"],
+        "scenario": stream.scenario,
+        "seed": experiment.seed,
+        "dataset": names["dataset"],
+        "model": names["model"],
+        "split": split,
+        **numbers,
+        "clients": _clients(record.evaluations, split),
+        "bytes_up": sum(up.values()),
+        "bytes_down": sum(down.values()),
+        "bytes_by_payload": {"up": up, "down": down},
+        "steps": sum(row["steps"] or 0 for row in record.costs),
+        "examples": sum(row["examples"] or 0 for row in record.costs),
+        "epsilon": None,
+        "delta": None,
+        "noise": None,
+        "versions": versions(),
+    }
+
+
+def _shared(
+    rows: Sequence[Row], stream: Stream, split: str, joint: Sequence[float] | None
+) -> dict[str, Any]:
+    table = accuracy_matrix(rows, split=split, tasks=len(stream.tasks))
+    matrix, last = table.matrix, len(table.matrix) - 1
+    sizes = table.sizes[last]
+    pooled = stream.scenario != "task"
+    forward = metrics.forward_transfer(matrix, table.untrained) if stream.scenario != "class" else None
+    return _plain(
+        accuracy_matrix=matrix.tolist(),
+        untrained_accuracy=table.untrained.tolist(),
+        average_accuracy=metrics.average_accuracy(matrix),
+        average_accuracy_by_stage=[metrics.average_accuracy(matrix, k) for k in range(len(matrix))],
+        pooled_accuracy=metrics.pooled_accuracy(matrix[last], sizes),
+        average_incremental_accuracy=metrics.average_incremental_accuracy(matrix, table.sizes if pooled else None),
+        forgetting=metrics.forgetting(matrix),
+        forgetting_first_last=metrics.forgetting_first_last(matrix),
+        forgetting_clipped=metrics.forgetting_clipped(matrix),
+        backward_transfer=metrics.backward_transfer(matrix),
+        forward_transfer=forward,
+        learning_accuracy=metrics.learning_accuracy(matrix),
+        intransigence=None if joint is None else metrics.intransigence(matrix, joint),
+        anytime_accuracy=metrics.anytime_accuracy(table.curve, table.stages),
+    )
+
+
+def _own_orders(rows: Sequence[Row], stream: Stream) -> dict[str, Any]:
+    """Returns what can be said without a common matrix: the final row, and means over clients."""
+    ends = [row for row in rows if row["client"] is None and row["model"] == "global" and row["round"]]
+    final_round = max(row["round"] for row in ends)
+    final = {row["task"]: row for row in ends if row["round"] == final_round}
+    accuracies = [final[task]["value"] for task in sorted(final)]
+    sizes = [final[task]["n"] for task in sorted(final)]
+    per_client = _matrices(rows)
+    means = {
+        name: _mean([getattr(metrics, name)(matrix) for matrix in per_client.values()])
+        for name in ("forgetting", "forgetting_first_last", "forgetting_clipped", "backward_transfer", "learning_accuracy")
+    }
+    return _plain(
+        accuracy_matrix=None,
+        untrained_accuracy=None,
+        average_accuracy=float(np.mean(accuracies)),
+        average_accuracy_by_stage=None,
+        pooled_accuracy=metrics.pooled_accuracy(accuracies, sizes),
+        average_incremental_accuracy=None,
+        forward_transfer=None,
+        intransigence=None,
+        anytime_accuracy=None,
+        **means,
+    )
+
+
+def _matrices(rows: Sequence[Row]) -> dict[int, Any]:
+    """Returns each recorded client's own square matrix."""
+    by_client: dict[int, list[Row]] = {}
+    for row in rows:
+        if row["client"] is not None:
+            by_client.setdefault(row["client"], []).append(row)
+    kinds = {id: own[0]["model"] for id, own in by_client.items()}
+    split = rows[0]["split"] if rows else "test"
+    return {
+        id: accuracy_matrix(own, split=split, model=kinds[id], client=id).matrix
+        for id, own in by_client.items()
+    }
+
+
+def _clients(rows: Sequence[Row], split: str) -> dict[str, Any] | None:
+    chosen = [row for row in rows if row["split"] == split and row["metric"] == "accuracy"]
+    matrices = _matrices(chosen)
+    if not matrices:
+        return None
+    result = {}
+    for name, better in (("average_accuracy", True), ("forgetting", False)):
+        values = {id: getattr(metrics, name)(matrix) for id, matrix in matrices.items()}
+        if all(math.isnan(value) for value in values.values()):
+            result[name] = None
+            continue
+        found = over_clients(values, higher_is_better=better)
+        result[name] = _plain(
+            mean=found.mean, std=found.std, worst=found.worst, worst_client=found.worst_client, count=found.count
+        )
+    return result
+
+
+def _bytes(costs: Sequence[Row], direction: str) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for row in costs:
+        if row["direction"] == direction:
+            total[row["payload"]] += row["bytes"]
+    return dict(sorted(total.items()))
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _plain(**values: Any) -> dict[str, Any]:
+    """Returns values that JSON can hold: NaN becomes null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, list):
+            return [clean(part) for part in value]
+        if isinstance(value, float):
+            return None if math.isnan(value) else float(value)
+        return value
+
+    return {key: clean(value) for key, value in values.items()}
+
+
+def privacy_rows(costs: Sequence[Row]) -> list[Row]:
+    """Returns one row for each payload that left the clients: nothing protects any of them yet."""
+    payloads = sorted({row["payload"] for row in costs if row["direction"] == "up"})
+    note = "sent as it is: no mechanism bounds what it reveals"
+    return [
+        {"channel": p, "mechanism": "none", "unit": "client", "epsilon": "inf", "delta": None, "note": note}
+        for p in payloads
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what a result depends on."""
+    found = {"fedcl": __version__, "python": platform.python_version()}
+    for package in ("torch", "numpy", "scipy", "ray", "flwr", "scikit-learn"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {**found, "platform": f"{sys.platform} {platform.machine()}"}
+
+
+def read_reference(folder: str) -> list[float] | None:
+    """Returns a*_j = R[j, j] of a joint run's folder: after stage j its model was trained on tasks 0 to j.
+
+    Raises:
+        ConfigError: The folder holds no finished joint run.
+    """
+    if not folder:
+        return None
+    path = Path(folder) / "summary.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        matrix = found["accuracy_matrix"]
+        if found["method"] != "joint" or matrix is None:
+            raise ValueError(f"it is a run of {found['method']!r}")
+        return [matrix[j][j] for j in range(len(matrix))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"[evaluation] reference {folder!r} is no finished run of method joint ({error}): name the folder of one"
+        ) from error

@@ -1,0 +1,87 @@
+"""Plain local SGD: `epochs` passes in batches, with optional momentum and weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedcl.core.client import Client, Reply
+from fedcl.core.local import Local
+from fedcl.core.sgd import Settings, Trained, train_block, train_one
+
+__all__ = ["Sgd"]
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Trains each client by stochastic gradient descent from the received parameters.
+
+    Attributes:
+        epochs: Passes over the client's examples in a round.
+        batch_size: Examples of a step.
+        lr: Learning rate.
+        momentum: Momentum, fresh in every round.
+        weight_decay: L2 regularisation added to the gradient.
+        steps: Stop after this many steps; 0 means all of every pass.
+    """
+
+    epochs: int = 1
+    batch_size: int = 16
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be above 0, not {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
+        if self.weight_decay < 0 or self.steps < 0:
+            raise ValueError("weight_decay and steps must be at least 0")
+
+    @property
+    def private(self) -> bool:
+        """Plain SGD gives no example-level privacy."""
+        return False
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the training loops."""
+        return Settings(self.epochs, self.batch_size, self.lr, self.momentum, self.weight_decay, self.steps or None)
+
+    def __call__(self, local: Local) -> LocalSgd:
+        """Returns the program that trains one client."""
+        return LocalSgd(local, self.settings)
+
+    def block(self, local: Local, clients: Sequence[Client], message: Any) -> list[Reply]:
+        """Trains several clients as one batched computation."""
+        trained = train_block(local, self.settings, clients, message)
+        return [_reply(local, client, message, own) for client, own in zip(clients, trained, strict=True)]
+
+
+@dataclass(frozen=True)
+class LocalSgd:
+    """The program of one client: train, remember, report."""
+
+    local: Local
+    settings: Settings
+
+    def __call__(self, client: Client, message: Any) -> Reply:
+        """Returns the reply of one client."""
+        return _reply(self.local, client, message, train_one(self.local, self.settings, client, message))
+
+
+def _reply(local: Local, client: Client, message: Any, trained: Trained) -> Reply:
+    return Reply(
+        tensors=local.report(client, message, trained.params),
+        weight=float(len(client.data)),
+        metrics={"loss": trained.loss},
+        state=local.keep(client, message, trained.params),
+        steps=trained.steps,
+        examples=trained.examples,
+    )

@@ -1,0 +1,24 @@
+"""What every test may count on: one thread, the same examples each time, real data if any."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+# One and two threads give different bits, and the results here are compared to the bit.
+torch.set_num_threads(1)
+torch.set_num_interop_threads(1)
+
+settings.register_profile("fedcl", derandomize=True, database=None, deadline=None)
+settings.load_profile("fedcl")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """A folder with mnist.npz, pacs32.npz and uci_har.npz; skips where none is named."""
+    root = os.environ.get("FEDCL_DATA")
+    if not root:
+        pytest.skip("real data: set FEDCL_DATA to a folder of unpacked data sets")
+    return Path(root)
