@@ -44,7 +44,13 @@ def assess(
     settings = experiment.evaluation
     met = {task for earlier in range(stage + 1) for task in stream.present(earlier)}
     tasks = range(len(stream.tasks)) if at_end or untrained else sorted(met)
-    start = {"round": rounds, "stage": stage, "client": None, "client_stage": None, "model": "global"}
+    start = {
+        "round": rounds,
+        "stage": stage,
+        "client": None,
+        "client_stage": None,
+        "model": "global",
+    }
     rows: list[Row] = []
     found: dict[tuple[str, int], Answers] = {}
     for split in settings.splits:
@@ -53,12 +59,25 @@ def assess(
             found[split, task] = answers
             for metric, value in (("accuracy", answers.accuracy), ("loss", answers.loss)):
                 rows.append(
-                    {**start, "task": task, "split": split, "metric": metric, "value": value, "n": len(answers.right)}
+                    {
+                        **start,
+                        "task": task,
+                        "split": split,
+                        "metric": metric,
+                        "value": value,
+                        "n": len(answers.right),
+                    }
                 )
-    known = [found[settings.splits[0], task].accuracy for task in sorted(met) if (settings.splits[0], task) in found]
+    known = [
+        found[settings.splits[0], task].accuracy
+        for task in sorted(met)
+        if (settings.splits[0], task) in found
+    ]
     if at_end:
         for split in settings.splits:
-            rows.extend(_client_rows(experiment, stream, site, state, memories, stage, rounds, split, found))
+            rows.extend(
+                _client_rows(experiment, stream, site, state, memories, stage, rounds, split, found)
+            )
     return rows, float(np.mean(known)) if known else float("nan")
 
 
@@ -72,7 +91,14 @@ def allowed_classes(stream: Stream, task: int, stage: int) -> torch.Tensor:
 
 
 def _answers(
-    experiment: Experiment, stream: Stream, site: Site, state: Any, params: Params, split: str, task: int, stage: int
+    experiment: Experiment,
+    stream: Stream,
+    site: Site,
+    state: Any,
+    params: Params,
+    split: str,
+    task: int,
+    stage: int,
 ) -> Answers:
     data = stream.held_out(task, split)
     dtype = next(iter(params.values())).dtype
@@ -96,9 +122,15 @@ def _client_rows(
     method = experiment.method
     personal = type(method).personal is not Method.personal
     count = min(experiment.evaluation.clients, stream.clients)
-    for client in sorted({int(c) for c in np.linspace(0, stream.clients - 1, count)}) if count else ():
+    for client in (
+        sorted({int(c) for c in np.linspace(0, stream.clients - 1, count)}) if count else ()
+    ):
         history = stream.history(client, stage)
-        params = method.personal(state, memories.load([client]).get(client)) if personal else state.params
+        params = (
+            method.personal(state, memories.load([client]).get(client))
+            if personal
+            else state.params
+        )
         for task in dict.fromkeys(history):
             if personal:
                 answers = _answers(experiment, stream, site, state, params, split, task, stage)
@@ -107,13 +139,22 @@ def _client_rows(
             value, n = _own_accuracy(stream, client, task, split, answers)
             if n:
                 yield {
-                    "round": rounds, "stage": stage, "client": client, "client_stage": len(history) - 1,
-                    "model": "personal" if personal else "global", "task": task, "split": split,
-                    "metric": "accuracy", "value": value, "n": n,
+                    "round": rounds,
+                    "stage": stage,
+                    "client": client,
+                    "client_stage": len(history) - 1,
+                    "model": "personal" if personal else "global",
+                    "task": task,
+                    "split": split,
+                    "metric": "accuracy",
+                    "value": value,
+                    "n": n,
                 }
 
 
-def _own_accuracy(stream: Stream, client: int, task: int, split: str, answers: Answers) -> tuple[float, int]:
+def _own_accuracy(
+    stream: Stream, client: int, task: int, split: str, answers: Answers
+) -> tuple[float, int]:
     """Returns a client's accuracy on its test share of a task, and the number of examples behind it."""
     right = answers.right.numpy()
     owner = stream.owners(task, split)

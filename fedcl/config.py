@@ -66,7 +66,9 @@ class Training:
         if not 0 < self.availability <= 1:
             raise ValueError(f"availability must lie in (0, 1], not {self.availability}")
         if self.cohort and self.minimum > self.cohort:
-            raise ValueError(f"minimum = {self.minimum} replies cannot come from cohort = {self.cohort}")
+            raise ValueError(
+                f"minimum = {self.minimum} replies cannot come from cohort = {self.cohort}"
+            )
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ class Evaluation:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not self.splits or len(set(self.splits)) < len(self.splits):
-            raise ValueError(f"splits must name each split once and at least one, not {self.splits}")
+            raise ValueError(
+                f"splits must name each split once and at least one, not {self.splits}"
+            )
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,9 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"config {path}: {error.strerror or error}; give the path of a TOML file") from error
+        raise ConfigError(
+            f"config {path}: {error.strerror or error}; give the path of a TOML file"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} is not valid TOML: {error}") from error
     try:
@@ -199,7 +205,9 @@ def parse(table: Mapping[str, Any]) -> Experiment:
     _known_keys(table, known, "")
     for name in ("dataset", "method"):
         if name not in table:
-            raise ConfigError(f"the table [{name}] is missing: add it with name = ... ({_choices(name + 's')})")
+            raise ConfigError(
+                f"the table [{name}] is missing: add it with name = ... ({_choices(name + 's')})"
+            )
     resolved: dict[str, Any] = {"seed": _value(table.get("seed", 0), int, "seed")}
     if resolved["seed"] < 0:
         raise ConfigError(f"seed must be at least 0, not {resolved['seed']}")
@@ -211,14 +219,20 @@ def parse(table: Mapping[str, Any]) -> Experiment:
         parts[key], resolved[key] = _plugin(key + "s", table.get(key, default), key)
         names[key] = resolved[key]["name"]
     for key, cls in (
-        ("training", Training), ("evaluation", Evaluation), ("checkpoint", Checkpoint), ("aggregation", Aggregation)
+        ("training", Training),
+        ("evaluation", Evaluation),
+        ("checkpoint", Checkpoint),
+        ("aggregation", Aggregation),
     ):
         parts[key], resolved[key] = build(cls, table.get(key, {}), key)
     steps = table.get("channel", [])
     if not isinstance(steps, list):
         raise ConfigError("channel is a list of tables: write [[channel]] with name = ...")
     built = [_plugin("channels", step, f"channel[{index}]") for index, step in enumerate(steps)]
-    parts["channel"], resolved["channel"] = tuple(step for step, _ in built), [part for _, part in built]
+    parts["channel"], resolved["channel"] = (
+        tuple(step for step, _ in built),
+        [part for _, part in built],
+    )
     experiment = Experiment(**parts, names=names, resolved=resolved)
     _check(experiment)
     return experiment
@@ -235,7 +249,9 @@ def _check(experiment: Experiment) -> None:
     if method.needs_public and not experiment.stream.public:
         raise ConfigError(f"method {name!r} needs public data: set stream.public, e.g. to 0.05")
     if "validation" in experiment.evaluation.splits and not experiment.stream.validation:
-        raise ConfigError('[evaluation] splits names "validation", but nothing is held out: set stream.validation')
+        raise ConfigError(
+            '[evaluation] splits names "validation", but nothing is held out: set stream.validation'
+        )
 
 
 def find(kind: str, name: Any, place: str = "") -> type:
@@ -254,7 +270,9 @@ def find(kind: str, name: Any, place: str = "") -> type:
             raise ConfigError(f"[{place}] name = {name!r} cannot be imported: {error}") from error
         return found
     if name not in available(kind):
-        raise ConfigError(f"[{place}] unknown name {name!r}{_nearest(name, available(kind))} ({_choices(kind)})")
+        raise ConfigError(
+            f"[{place}] unknown name {name!r}{_nearest(name, available(kind))} ({_choices(kind)})"
+        )
     module = importlib.import_module(f"fedcl.{kind}.{name}")
     return getattr(module, module.__all__[0])  # type: ignore[no-any-return]
 
@@ -262,7 +280,9 @@ def find(kind: str, name: Any, place: str = "") -> type:
 def available(kind: str) -> list[str]:
     """Returns the names of the plug-ins of a kind, such as `methods`, ascending."""
     package = importlib.import_module(f"fedcl.{kind}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return sorted(
+        m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")
+    )
 
 
 def _choices(kind: str) -> str:
@@ -274,7 +294,9 @@ def _plugin(kind: str, table: Any, place: str) -> tuple[Any, dict[str, Any]]:
         raise ConfigError(f"{place} is a table: write [{place}] with name = ..., not {table!r}")
     if "name" not in table:
         raise ConfigError(f"[{place}] name is missing ({_choices(kind)})")
-    built, resolved = build(find(kind, table["name"], place), {k: v for k, v in table.items() if k != "name"}, place)
+    built, resolved = build(
+        find(kind, table["name"], place), {k: v for k, v in table.items() if k != "name"}, place
+    )
     return built, {"name": table["name"], **resolved}
 
 
@@ -290,7 +312,9 @@ def build(cls: type, table: Any, place: str) -> tuple[Any, dict[str, Any]]:
     if not isinstance(table, dict):
         raise ConfigError(f"{place} is a table: write [{place}], not {table!r}")
     if not is_dataclass(cls):
-        raise ConfigError(f"[{place}] {cls.__name__} is no dataclass of options, so it cannot be a plug-in")
+        raise ConfigError(
+            f"[{place}] {cls.__name__} is no dataclass of options, so it cannot be a plug-in"
+        )
     options = [f for f in fields(cls) if f.init and not f.name.startswith("_")]
     _known_keys(table, [f.name for f in options], place)
     hints = get_type_hints(cls)
@@ -303,7 +327,9 @@ def build(cls: type, table: Any, place: str) -> tuple[Any, dict[str, Any]]:
             values[key], resolved[key] = _plugin("trainers", table.get(key, {"name": "sgd"}), inner)
         elif hint in _RULES:
             default = "iid" if hint is Partition else "shared"
-            values[key], resolved[key] = _rule(_RULES[hint], table.get(key, {"name": default}), inner)
+            values[key], resolved[key] = _rule(
+                _RULES[hint], table.get(key, {"name": default}), inner
+            )
         elif key in table:
             values[key] = _value(table[key], hint, inner)
             resolved[key] = _plain(values[key])
@@ -322,7 +348,9 @@ def build(cls: type, table: Any, place: str) -> tuple[Any, dict[str, Any]]:
 def _rule(rules: Mapping[str, type], table: Any, place: str) -> tuple[Any, dict[str, Any]]:
     names = f"known: {', '.join(sorted(rules))}"
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
-        raise ConfigError(f'{place} is a table with a name, such as {{ name = "{next(iter(rules))}" }} ({names})')
+        raise ConfigError(
+            f'{place} is a table with a name, such as {{ name = "{next(iter(rules))}" }} ({names})'
+        )
     name = table["name"]
     if name not in rules:
         raise ConfigError(f"[{place}] unknown name {name!r}{_nearest(name, list(rules))} ({names})")
@@ -333,7 +361,9 @@ def _rule(rules: Mapping[str, type], table: Any, place: str) -> tuple[Any, dict[
 def _value(value: Any, hint: Any, place: str) -> Any:
     """Returns a value checked against a type: no text for a number, no fraction for a whole one."""
     try:
-        return TypeAdapter(hint, config=_STRICT).validate_json(json.dumps(value, default=str), strict=True)
+        return TypeAdapter(hint, config=_STRICT).validate_json(
+            json.dumps(value, default=str), strict=True
+        )
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))

@@ -212,7 +212,10 @@ class _Loop:
             self.experiment.training.availability,
         )
         engine.open(self.site, self._launch())
-        self.engine_reason = getattr(engine, "reason", "") or f"{self.experiment.names['engine']}: named in the config"
+        self.engine_reason = (
+            getattr(engine, "reason", "")
+            or f"{self.experiment.names['engine']}: named in the config"
+        )
         try:
             rounds = self.experiment.training.rounds
             for stage in range(first[0], self.stream.stages):
@@ -263,15 +266,28 @@ class _Loop:
             total = self.stream.stages * training.rounds
             self.watch(
                 Progress(
-                    stage, self.stream.stages, number + 1, training.rounds, self.rounds, total, self.accuracy, speed,
+                    stage,
+                    self.stream.stages,
+                    number + 1,
+                    training.rounds,
+                    self.rounds,
+                    total,
+                    self.accuracy,
+                    speed,
                     self.engine_reason,
                 )
             )
         return state
 
     def _step(
-        self, step: Callable[[Any, Federation], Any], state: Any, door: Door, stage: int, number: int,
-        cohort: tuple[int, ...], done: list[Exchange],
+        self,
+        step: Callable[[Any, Federation], Any],
+        state: Any,
+        door: Door,
+        stage: int,
+        number: int,
+        cohort: tuple[int, ...],
+        done: list[Exchange],
     ) -> Any:
         """Runs one moment of a method; a round with too few replies is skipped or repeated, and the record says so."""
         training = self.experiment.training
@@ -280,8 +296,15 @@ class _Loop:
             door.exchanges = []
             before = dict(self.memories.pending)
             fed = Federation(
-                self._info(stage), number, training.rounds, cohort, self.stream.members(stage), self.site.model,
-                self.site.device, attempt, _door=door,
+                self._info(stage),
+                number,
+                training.rounds,
+                cohort,
+                self.stream.members(stage),
+                self.site.model,
+                self.site.device,
+                attempt,
+                _door=door,
             )
             try:
                 after = step(state, fed)
@@ -289,7 +312,9 @@ class _Loop:
                 self.memories.pending = before
                 # What begins or ends a stage happens once and cannot be left out.
                 happened = "repeated" if moment or training.shortfall == "repeat" else "skipped"
-                self.events.append({"stage": stage, "round": number, "what": happened, "why": str(error)})
+                self.events.append(
+                    {"stage": stage, "round": number, "what": happened, "why": str(error)}
+                )
                 if happened == "skipped":
                     return state
                 continue
@@ -306,19 +331,40 @@ class _Loop:
         return self._known[1]
 
     def _book(self, exchanges: list[Exchange], stage: int) -> None:
-        blank = {"round": self.rounds, "stage": stage, "client": None, "steps": None, "examples": None, "seconds": None}
+        blank = {
+            "round": self.rounds,
+            "stage": stage,
+            "client": None,
+            "steps": None,
+            "examples": None,
+            "seconds": None,
+        }
         for exchange in exchanges:
             for direction, sizes in (("down", exchange.down), ("up", exchange.up)):
                 for kind, size in sorted(sizes.items()):
-                    self.record.costs.append({**blank, "direction": direction, "payload": kind, "bytes": size})
-            work = {"steps": exchange.steps, "examples": exchange.examples, "seconds": exchange.seconds}
+                    self.record.costs.append(
+                        {**blank, "direction": direction, "payload": kind, "bytes": size}
+                    )
+            work = {
+                "steps": exchange.steps,
+                "examples": exchange.examples,
+                "seconds": exchange.seconds,
+            }
             self.record.costs.append(
                 {**blank, "direction": "", "payload": exchange.program, "bytes": None, **work}
             )
 
     def _evaluate(self, state: Any, stage: int, at_end: bool, untrained: bool = False) -> None:
         rows, accuracy = assess(
-            self.experiment, self.stream, self.site, state, self.memories, stage, self.rounds, at_end, untrained
+            self.experiment,
+            self.stream,
+            self.site,
+            state,
+            self.memories,
+            stage,
+            self.rounds,
+            at_end,
+            untrained,
         )
         self.record.evaluations.extend(rows)
         self.accuracy = self.accuracy if untrained else accuracy
@@ -328,7 +374,8 @@ class _Loop:
             return
         data = wire.dumps((state, tuple(door.channel_state)), self.words)
         memories = {
-            id: None if value is None else wire.dumps(value, self.words) for id, value in self.dirty.items()
+            id: None if value is None else wire.dumps(value, self.words)
+            for id, value in self.dirty.items()
         }
         evaluations, costs = self.written
         meta = {
@@ -340,7 +387,10 @@ class _Loop:
             "seconds": self.seconds,
             "events": self.events,
         }
-        new_rows: tuple[list[Row], list[Row]] = (self.record.evaluations[evaluations:], self.record.costs[costs:])
+        new_rows: tuple[list[Row], list[Row]] = (
+            self.record.evaluations[evaluations:],
+            self.record.costs[costs:],
+        )
         self.store.commit(meta, data, memories, *new_rows)
         self.written = (len(self.record.evaluations), len(self.record.costs))
         self.dirty = {}
@@ -354,9 +404,13 @@ class _Loop:
         assert self.store is not None
         try:
             state, channel = wire.loads(saved.state, self.words)
-            self.memories.committed = {id: wire.loads(data, self.words) for id, data in saved.memories.items()}
+            self.memories.committed = {
+                id: wire.loads(data, self.words) for id, data in saved.memories.items()
+            }
         except (ValueError, KeyError, TypeError) as error:
-            raise ResumeError(f"the checkpoint in {self.folder} cannot be read: {error}; start anew") from error
+            raise ResumeError(
+                f"the checkpoint in {self.folder} cannot be read: {error}; start anew"
+            ) from error
         self.record.evaluations = self.store.rows("evaluations", EVALUATIONS)
         self.record.costs = self.store.rows("costs", COSTS)
         self.written = (len(self.record.evaluations), len(self.record.costs))

@@ -21,8 +21,29 @@ from torch import Tensor
 
 from fedcl.core.errors import ConfigError, ResumeError
 
-EVALUATIONS = ("round", "stage", "client", "client_stage", "model", "task", "split", "metric", "value", "n")
-COSTS = ("round", "stage", "client", "direction", "payload", "bytes", "steps", "examples", "seconds")
+EVALUATIONS = (
+    "round",
+    "stage",
+    "client",
+    "client_stage",
+    "model",
+    "task",
+    "split",
+    "metric",
+    "value",
+    "n",
+)
+COSTS = (
+    "round",
+    "stage",
+    "client",
+    "direction",
+    "payload",
+    "bytes",
+    "steps",
+    "examples",
+    "seconds",
+)
 PRIVACY = ("channel", "mechanism", "unit", "epsilon", "delta", "note")
 
 Row = Mapping[str, Any]
@@ -108,7 +129,10 @@ class Store:
                     run("DELETE FROM memories WHERE client = ?", (client,))
                 else:
                     run("REPLACE INTO memories VALUES (?, ?)", (client, data))
-            for table, columns, rows in (("evaluations", EVALUATIONS, evaluations), ("costs", COSTS, costs)):
+            for table, columns, rows in (
+                ("evaluations", EVALUATIONS, evaluations),
+                ("costs", COSTS, costs),
+            ):
                 marks = ", ".join("?" * len(columns))
                 values = [tuple(row[column] for column in columns) for row in rows]
                 self._db.executemany(f"INSERT INTO {table} VALUES ({marks})", values)
@@ -150,25 +174,33 @@ def open_folder(folder: Path, resume: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not resume:
-            raise ConfigError(f"folder {folder} is not empty: add --resume to go on, or name another --out")
+            raise ConfigError(
+                f"folder {folder} is not empty: add --resume to go on, or name another --out"
+            )
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "permission denied")
     except OSError as error:
-        raise ConfigError(f"folder {folder} cannot be written: {error.strerror or error}; name another --out") from error
+        raise ConfigError(
+            f"folder {folder} cannot be written: {error.strerror or error}; name another --out"
+        ) from error
 
 
 def check_same(store: Store, resolved: Mapping[str, Any], version: str) -> None:
     """Raises ResumeError when a checkpoint was made by another config or version, naming the difference."""
     before = store.meta("version")
     if before is not None and before != version:
-        raise ResumeError(f"the checkpoint was made by fedcl {before}, this is {version}: resume with that version")
+        raise ResumeError(
+            f"the checkpoint was made by fedcl {before}, this is {version}: resume with that version"
+        )
     old = store.meta("config")
     if old is None:
         return
     for place in _differences(old, json.loads(json.dumps(resolved)), ""):
         # How many workers run the blocks, and how often is saved, changes no result.
         if place.split(" ")[0] not in ("engine.workers", "engine.address", "checkpoint.seconds"):
-            raise ResumeError(f"the checkpoint belongs to another config: {place}; undo the change or start anew")
+            raise ResumeError(
+                f"the checkpoint belongs to another config: {place}; undo the change or start anew"
+            )
 
 
 def _differences(old: Any, new: Any, place: str) -> Iterable[str]:
@@ -212,4 +244,6 @@ def finish(record: Record) -> None:
     partial = record.folder / ".model.safetensors.part"
     safetensors.torch.save_file(tensors, partial)
     partial.replace(record.folder / "model.safetensors")
-    write_text(record.folder / "summary.json", json.dumps(record.summary, indent=2, allow_nan=False) + "\n")
+    write_text(
+        record.folder / "summary.json", json.dumps(record.summary, indent=2, allow_nan=False) + "\n"
+    )

@@ -62,6 +62,7 @@ def write_report(run: Path) -> Path:
         metrics=METRICS,
         reasons={metric.name: reason(done, metric.name) for metric in METRICS},
         matrix=matrix,
+        kinds=sorted({kind for flow in done.traffic.values() for kind in flow}),
         own_clients=own_clients,
         command=shlex.join(map(str, done.summary.get("command") or ())),
     )
@@ -124,10 +125,12 @@ def _run_figures(
     differences = {name: run.number(name) for name in DIFFERENCES[:4]}
     if any(value is not None for value in differences.values()):
         images["forgetting"] = figures.forgetting(differences)
+    accuracies = client_values(matrices, metrics.average_accuracy)
+    losses = client_values(matrices, metrics.forgetting)
     spreads = [
-        _spread(run, "average accuracy [%]", "average_accuracy", client_values(matrices, metrics.average_accuracy)),
-        _spread(run, "forgetting [pp]", "forgetting", client_values(matrices, metrics.forgetting)),
-    ]  # fmt: skip
+        _spread(run, "average accuracy [%]", "average_accuracy", accuracies),
+        _spread(run, "forgetting [pp]", "forgetting", losses),
+    ]
     if spreads[0].values:
         images["clients"] = figures.clients([spread for spread in spreads if spread.values])
     up, down = (run.traffic.get(direction) or {} for direction in ("up", "down"))

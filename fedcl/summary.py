@@ -34,8 +34,14 @@ def summarise(
         joint: Accuracies a*_j of a reference run, or None.
     """
     split = "test" if "test" in experiment.evaluation.splits else experiment.evaluation.splits[0]
-    rows = [row for row in record.evaluations if row["metric"] == "accuracy" and row["split"] == split]
-    numbers = _own_orders(rows, stream) if not stream.order.shared else _shared(rows, stream, split, joint)
+    rows = [
+        row for row in record.evaluations if row["metric"] == "accuracy" and row["split"] == split
+    ]
+    numbers = (
+        _own_orders(rows, stream)
+        if not stream.order.shared
+        else _shared(rows, stream, split, joint)
+    )
     names = experiment.names
     up, down = _bytes(record.costs, "up"), _bytes(record.costs, "down")
     return {
@@ -67,14 +73,18 @@ def _shared(
     matrix, last = table.matrix, len(table.matrix) - 1
     sizes = table.sizes[last]
     pooled = stream.scenario != "task"
-    forward = metrics.forward_transfer(matrix, table.untrained) if stream.scenario != "class" else None
+    forward = (
+        metrics.forward_transfer(matrix, table.untrained) if stream.scenario != "class" else None
+    )
     return _plain(
         accuracy_matrix=matrix.tolist(),
         untrained_accuracy=table.untrained.tolist(),
         average_accuracy=metrics.average_accuracy(matrix),
         average_accuracy_by_stage=[metrics.average_accuracy(matrix, k) for k in range(len(matrix))],
         pooled_accuracy=metrics.pooled_accuracy(matrix[last], sizes),
-        average_incremental_accuracy=metrics.average_incremental_accuracy(matrix, table.sizes if pooled else None),
+        average_incremental_accuracy=metrics.average_incremental_accuracy(
+            matrix, table.sizes if pooled else None
+        ),
         forgetting=metrics.forgetting(matrix),
         forgetting_first_last=metrics.forgetting_first_last(matrix),
         forgetting_clipped=metrics.forgetting_clipped(matrix),
@@ -88,7 +98,9 @@ def _shared(
 
 def _own_orders(rows: Sequence[Row], stream: Stream) -> dict[str, Any]:
     """Returns what can be said without a common matrix: the final row, and means over clients."""
-    ends = [row for row in rows if row["client"] is None and row["model"] == "global" and row["round"]]
+    ends = [
+        row for row in rows if row["client"] is None and row["model"] == "global" and row["round"]
+    ]
     final_round = max(row["round"] for row in ends)
     final = {row["task"]: row for row in ends if row["round"] == final_round}
     accuracies = [final[task]["value"] for task in sorted(final)]
@@ -96,7 +108,13 @@ def _own_orders(rows: Sequence[Row], stream: Stream) -> dict[str, Any]:
     per_client = _matrices(rows)
     means = {
         name: _mean([getattr(metrics, name)(matrix) for matrix in per_client.values()])
-        for name in ("forgetting", "forgetting_first_last", "forgetting_clipped", "backward_transfer", "learning_accuracy")
+        for name in (
+            "forgetting",
+            "forgetting_first_last",
+            "forgetting_clipped",
+            "backward_transfer",
+            "learning_accuracy",
+        )
     }
     return _plain(
         accuracy_matrix=None,
@@ -139,7 +157,11 @@ def _clients(rows: Sequence[Row], split: str) -> dict[str, Any] | None:
             continue
         found = over_clients(values, higher_is_better=better)
         result[name] = _plain(
-            mean=found.mean, std=found.std, worst=found.worst, worst_client=found.worst_client, count=found.count
+            mean=found.mean,
+            std=found.std,
+            worst=found.worst,
+            worst_client=found.worst_client,
+            count=found.count,
         )
     return result
 
@@ -175,7 +197,14 @@ def privacy_rows(costs: Sequence[Row]) -> list[Row]:
     payloads = sorted({row["payload"] for row in costs if row["direction"] == "up"})
     note = "sent as it is: no mechanism bounds what it reveals"
     return [
-        {"channel": p, "mechanism": "none", "unit": "client", "epsilon": "inf", "delta": None, "note": note}
+        {
+            "channel": p,
+            "mechanism": "none",
+            "unit": "client",
+            "epsilon": "inf",
+            "delta": None,
+            "note": note,
+        }
         for p in payloads
     ]
 

@@ -29,9 +29,7 @@ class SecureAggregation:
 
     def upload(self, reply: Reply, seed: int) -> Reply:
         """Drops the client's metrics, which would travel in the clear."""
-        return Reply(
-            reply.tensors, reply.weight, {}, reply.state, reply.steps, reply.examples
-        )
+        return Reply(reply.tensors, reply.weight, {}, reply.state, reply.steps, reply.examples)
 
     def receive(self, total: Aggregate, state: Any, seed: int) -> tuple[Aggregate, Any]:
         """Changes nothing: the sum is what the protocol delivers."""

@@ -61,7 +61,11 @@ class Request:
 
 def program_name(program: Program[Any] | Local) -> str:
     """Returns the name of a program: local training's own, a function's, or a dataclass's."""
-    name = getattr(program, "name", None) or getattr(program, "__name__", None) or type(program).__name__.lower()
+    name = (
+        getattr(program, "name", None)
+        or getattr(program, "__name__", None)
+        or type(program).__name__.lower()
+    )
     return str(name)
 
 
@@ -97,7 +101,9 @@ class Engine(Protocol):
         """Gets ready (workers, data); `launch` holds the resolved config, for clients elsewhere."""
         ...
 
-    def run(self, request: Request, ids: Sequence[int], memories: Memories) -> Iterator[BlockResult]:
+    def run(
+        self, request: Request, ids: Sequence[int], memories: Memories
+    ) -> Iterator[BlockResult]:
         """Yields the results of the fold blocks of `ids`, in their order."""
         ...
 
@@ -134,7 +140,9 @@ class Site:
         """Returns the ids cut into fold blocks."""
         return [tuple(ids[start : start + self.fold]) for start in range(0, len(ids), self.fold)]
 
-    def clients(self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]) -> list[Client]:
+    def clients(
+        self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]
+    ) -> list[Client]:
         """Builds the clients of a block for one exchange."""
         at = request.position
         # A repeated round draws anew; a first attempt has the seed of a run that was never repeated.
@@ -150,7 +158,9 @@ class Site:
             for id in ids
         ]
 
-    def loop(self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]) -> BlockResult:
+    def loop(
+        self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]
+    ) -> BlockResult:
         """Runs the clients of a block one after the other: the reference."""
         message = move(request.message, self.device)
         replies = []
@@ -161,7 +171,9 @@ class Site:
             clients.append(client)
         return self.gather(request, clients, replies)
 
-    def batch(self, request: Request, ids: Sequence[int], memories: Mapping[int, Any], size: int) -> BlockResult:
+    def batch(
+        self, request: Request, ids: Sequence[int], memories: Mapping[int, Any], size: int
+    ) -> BlockResult:
         """Trains the clients of a block as batched computations of `size`; other programs run in a loop."""
         if not isinstance(request.program, Local):
             return self.loop(request, ids, memories)
@@ -174,19 +186,27 @@ class Site:
                 replies.extend(self.trainer.block(request.program, chunk, message))
             except Exception as error:
                 at = request.position
-                raise ClientError(chunk[0].id, at.stage, at.round, request.name, f"{error} (in its block)") from error
+                raise ClientError(
+                    chunk[0].id, at.stage, at.round, request.name, f"{error} (in its block)"
+                ) from error
             clients.extend(chunk)
         return self.gather(request, clients, replies)
 
     def _answer(self, request: Request, client: Client, message: Any) -> Reply:
-        program = self.trainer(request.program) if isinstance(request.program, Local) else request.program
+        program = (
+            self.trainer(request.program) if isinstance(request.program, Local) else request.program
+        )
         try:
             return program(client, message)
         except Exception as error:
             at = request.position
-            raise ClientError(client.id, at.stage, at.round, request.name, str(error) or repr(error)) from error
+            raise ClientError(
+                client.id, at.stage, at.round, request.name, str(error) or repr(error)
+            ) from error
 
-    def gather(self, request: Request, clients: Sequence[Client], replies: Sequence[Reply]) -> BlockResult:
+    def gather(
+        self, request: Request, clients: Sequence[Client], replies: Sequence[Reply]
+    ) -> BlockResult:
         """Sends replies through the channel's `upload` steps and folds them."""
         cpu = torch.device("cpu")
         sent: list[Reply] = []
@@ -200,7 +220,9 @@ class Site:
                 reply = step.upload(reply, client.seed)
             sent.append(reply)
             for name, value in reply.tensors.items():
-                uploaded[name.split("/")[0] if "/" in name else kind] += value.numel() * value.element_size()
+                uploaded[name.split("/")[0] if "/" in name else kind] += (
+                    value.numel() * value.element_size()
+                )
             uploaded["metrics"] += 8 * (1 + len(reply.metrics))
         self._check(request, clients, sent)
         return BlockResult(
@@ -215,10 +237,16 @@ class Site:
 
     def _check(self, request: Request, clients: Sequence[Client], replies: Sequence[Reply]) -> None:
         at = request.position
-        first = {name: (value.shape, value.dtype) for name, value in replies[0].tensors.items()} if replies else {}
+        first = (
+            {name: (value.shape, value.dtype) for name, value in replies[0].tensors.items()}
+            if replies
+            else {}
+        )
         for client, reply in zip(clients, replies, strict=True):
             if {name: (value.shape, value.dtype) for name, value in reply.tensors.items()} != first:
-                reason = f"its reply differs in names, shapes or types from client {clients[0].id}'s"
+                reason = (
+                    f"its reply differs in names, shapes or types from client {clients[0].id}'s"
+                )
                 raise ClientError(client.id, at.stage, at.round, request.name, reason)
             bad = not_finite(reply.tensors)
             if bad is not None:

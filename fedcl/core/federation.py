@@ -167,12 +167,20 @@ class Federation:
         """
         position, results, start = self._exchange(program, message, clients, reveal=False)
         total = combine([result.total for result in results if result.total is not None])
-        metrics = {name: number / total.weight for name, number in total.metrics.items() if total.weight > 0}
+        metrics = {
+            name: number / total.weight
+            for name, number in total.metrics.items()
+            if total.weight > 0
+        }
         total = Aggregate(move(dict(total.total), self.device), total.weight, total.count, metrics)
         door = self._door
         for index in reversed(range(len(door.channel))):
-            key = seed_of(door.seed, position.stage, position.round, position.exchange, "receive", index)
-            total, door.channel_state[index] = door.channel[index].receive(total, door.channel_state[index], key)
+            key = seed_of(
+                door.seed, position.stage, position.round, position.exchange, "receive", index
+            )
+            total, door.channel_state[index] = door.channel[index].receive(
+                total, door.channel_state[index], key
+            )
         if hides_replies(door.channel):
             total = Aggregate(total.total, total.weight, total.count)
         self._book(program, message, clients, position, results, start, total)
@@ -197,7 +205,11 @@ class Federation:
         return [move(reply, self.device) for result in results for reply in result.replies or ()]
 
     def _exchange(
-        self, program: Program[Any] | Local, message: Any, clients: Sequence[int] | None, reveal: bool
+        self,
+        program: Program[Any] | Local,
+        message: Any,
+        clients: Sequence[int] | None,
+        reveal: bool,
     ) -> tuple[Position, list[BlockResult], float]:
         door = self._door
         position = Position(self.task.index, self.round, len(door.exchanges), self.attempt)
@@ -211,14 +223,18 @@ class Federation:
             results.append(result)
         answered = sum(len(result.ids) for result in results)
         if answered < door.minimum:
-            raise TooFewReplies(f"{answered} of {len(asked)} clients answered; training.minimum is {door.minimum}")
+            raise TooFewReplies(
+                f"{answered} of {len(asked)} clients answered; training.minimum is {door.minimum}"
+            )
         return position, results, start
 
     def _check_words(self, program: Program[Any] | Local) -> None:
         try:
             encode(program, self._door.words)
         except TypeError as error:
-            raise ConfigError(f"program {program_name(program)!r} has no name that a client could look up: {error}") from error
+            raise ConfigError(
+                f"program {program_name(program)!r} has no name that a client could look up: {error}"
+            ) from error
 
     def _available(self, position: Position, ids: Sequence[int]) -> Sequence[int]:
         if self._door.availability >= 1.0:

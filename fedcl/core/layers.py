@@ -64,7 +64,9 @@ def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-    columns = F.unfold(x, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)  # (n, c*k*k, places)
+    columns = F.unfold(
+        x, layer.kernel_size, dilation=layer.dilation, stride=layer.stride
+    )  # (n, c*k*k, places)
     columns = columns.unflatten(1, (layer.groups, -1))  # (n, groups, d, places)
     return columns.permute(0, 3, 1, 2).flatten(0, 2)
 

@@ -58,7 +58,11 @@ class Proximal:
 
     def __call__(self, params: Params, message: Any) -> Tensor:
         """Returns a scalar that touches no data."""
-        return 0.5 * self.strength * sum((params[k] - v).square().sum() for k, v in message.params.items())
+        return (
+            0.5
+            * self.strength
+            * sum((params[k] - v).square().sum() for k, v in message.params.items())
+        )
 
 
 def own_data(client: Client, message: object) -> Examples:

@@ -20,7 +20,9 @@ class RowwiseCrossEntropy:
 
     def __call__(self, net: Net, batch: Examples, task: ClientTask, message: object) -> Tensor:
         """Returns (n,) losses."""
-        return F.cross_entropy(masked_logits(net(batch.x), batch.extra["head"]), batch.y, reduction="none")
+        return F.cross_entropy(
+            masked_logits(net(batch.x), batch.extra["head"]), batch.y, reduction="none"
+        )
 
 
 def present_rows(client: Client) -> Examples:
@@ -47,7 +49,9 @@ def with_present(client: Client, remembered: Examples | None, separate: bool) ->
         return own
     old = remembered.take(torch.nonzero(remembered.extra["stage"] != client.task.index).flatten())
     if not separate:
-        old = Examples(old.x, old.y, {**old.extra, "head": client.task.head.expand(len(old), -1).clone()})
+        old = Examples(
+            old.x, old.y, {**old.extra, "head": client.task.head.expand(len(old), -1).clone()}
+        )
     return join([own, old])
 
 

@@ -54,7 +54,9 @@ class Dropout(nn.Module):
 
 def dropouts(model: nn.Module) -> list[Dropout]:
     """Returns the model's dropout layers that drop anything, in the order of their registration."""
-    return [module for module in model.modules() if isinstance(module, Dropout) and module.rate > 0.0]
+    return [
+        module for module in model.modules() if isinstance(module, Dropout) and module.rate > 0.0
+    ]
 
 
 @dataclass(frozen=True)
@@ -110,4 +112,6 @@ def check_model(model: nn.Module) -> None:
                 "fedcl.core.model.Dropout, whose mask is a function of position"
             )
     for name, _ in model.named_buffers():
-        raise ValueError(f"buffer {name!r}: only parameters are averaged over clients; make it one or drop it")
+        raise ValueError(
+            f"buffer {name!r}: only parameters are averaged over clients; make it one or drop it"
+        )

@@ -58,13 +58,18 @@ def batches(rows: int, settings: Settings, seed: int) -> list[Tensor]:
     return steps[: settings.steps]
 
 
-def _draw_masks(model: nn.Module, settings: Settings, steps: int, seed: int, dtype: torch.dtype) -> list[list[Tensor]]:
+def _draw_masks(
+    model: nn.Module, settings: Settings, steps: int, seed: int, dtype: torch.dtype
+) -> list[list[Tensor]]:
     """Returns dropout masks by step and layer, always for a full batch, so that padding changes nothing."""
     layers = dropouts(model)
     if not layers:
         return [[] for _ in range(steps)]
     generator = torch_generator(seed, "dropout")
-    return [[layer.draw(settings.batch_size, generator, dtype) for layer in layers] for _ in range(steps)]
+    return [
+        [layer.draw(settings.batch_size, generator, dtype) for layer in layers]
+        for _ in range(steps)
+    ]
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,9 @@ def train_one(local: Local, settings: Settings, client: Client, message: Any) ->
     """Trains one client, step by step."""
     data = local.data(client, message)
     steps = batches(len(data), settings, client.seed)
-    params = {name: value.detach().clone().requires_grad_() for name, value in message.params.items()}
+    params = {
+        name: value.detach().clone().requires_grad_() for name, value in message.params.items()
+    }
     values = list(params.values())
     momenta: list[Tensor] | None = None
     dtype, device = values[0].dtype, values[0].device
@@ -96,8 +103,13 @@ def train_one(local: Local, settings: Settings, client: Client, message: Any) ->
     layers = dropouts(client.model)
     generator = torch_generator(client.seed, "dropout")
     for rows in steps:
-        masks = [layer.draw(settings.batch_size, generator, dtype)[: len(rows)].to(device) for layer in layers]
-        loss = local.loss(Net(client.model, params, masks), data.take(rows.to(device)), client.task, message).mean()
+        masks = [
+            layer.draw(settings.batch_size, generator, dtype)[: len(rows)].to(device)
+            for layer in layers
+        ]
+        loss = local.loss(
+            Net(client.model, params, masks), data.take(rows.to(device)), client.task, message
+        ).mean()
         if local.penalty is not None:
             loss = loss + local.penalty(params, message)
         gradients = torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True)
@@ -114,25 +126,40 @@ def train_one(local: Local, settings: Settings, client: Client, message: Any) ->
             torch._foreach_add_(values, gradients, alpha=-settings.lr)
             total += loss.detach()
     mean = float(total) / len(steps) if steps else float("nan")
-    return Trained({k: v.detach() for k, v in params.items()}, mean, len(steps), sum(map(len, steps)))
+    return Trained(
+        {k: v.detach() for k, v in params.items()}, mean, len(steps), sum(map(len, steps))
+    )
 
 
-def train_block(local: Local, settings: Settings, clients: Sequence[Client], message: Any) -> list[Trained]:
+def train_block(
+    local: Local, settings: Settings, clients: Sequence[Client], message: Any
+) -> list[Trained]:
     """Trains a block of clients as one batched computation; uneven sizes by padding and masks."""
     model = clients[0].model
     shares = [local.data(client, message) for client in clients]
-    plans = [batches(len(share), settings, client.seed) for share, client in zip(shares, clients, strict=True)]
+    plans = [
+        batches(len(share), settings, client.seed)
+        for share, client in zip(shares, clients, strict=True)
+    ]
     longest = max(map(len, plans))
     first = next(iter(message.params.values()))
     dtype, device = first.dtype, first.device
-    params = {k: v.detach().expand(len(clients), *v.shape).clone() for k, v in message.params.items()}
+    params = {
+        k: v.detach().expand(len(clients), *v.shape).clone() for k, v in message.params.items()
+    }
     momenta: dict[str, Tensor] | None = None
     data = _stack(shares)
     rows, weights = _pad(plans, longest, settings.batch_size, dtype)
     drawn = [
-        _draw_masks(model, settings, len(plan), client.seed, dtype) for plan, client in zip(plans, clients, strict=True)
+        _draw_masks(model, settings, len(plan), client.seed, dtype)
+        for plan, client in zip(plans, clients, strict=True)
     ]
-    tasks = ClientTask(*(torch.stack(c) for c in zip(*(vars(client.task).values() for client in clients), strict=True)))
+    tasks = ClientTask(
+        *(
+            torch.stack(c)
+            for c in zip(*(vars(client.task).values() for client in clients), strict=True)
+        )
+    )
     step = _step_function(local, model, message)
     index = torch.arange(len(clients), device=device)[:, None]
     total = torch.zeros(len(clients), dtype=torch.float64, device=device)
@@ -141,10 +168,16 @@ def train_block(local: Local, settings: Settings, clients: Sequence[Client], mes
         chosen = rows[:, s].to(device)
         weight = weights[:, s].to(device)
         active = weight.sum(1) > 0
-        batch = (data.x[index, chosen], data.y[index, chosen], {k: v[index, chosen] for k, v in data.extra.items()})
+        batch = (
+            data.x[index, chosen],
+            data.y[index, chosen],
+            {k: v[index, chosen] for k, v in data.extra.items()},
+        )
         gradients, losses = step(params, batch, weight, vars(tasks), masks)
         if settings.weight_decay:
-            gradients = {k: g.add(params[k], alpha=settings.weight_decay) for k, g in gradients.items()}
+            gradients = {
+                k: g.add(params[k], alpha=settings.weight_decay) for k, g in gradients.items()
+            }
         if settings.momentum:
             if momenta is None:
                 momenta = gradients
@@ -173,7 +206,9 @@ def _step_function(local: Local, model: nn.Module, message: Any) -> Any:
         task: dict[str, Tensor],
         masks: list[Tensor],
     ) -> Tensor:
-        losses = local.loss(Net(model, params, masks), Examples(*batch), ClientTask(**task), message)
+        losses = local.loss(
+            Net(model, params, masks), Examples(*batch), ClientTask(**task), message
+        )
         value = (losses * weight).sum() / weight.sum().clamp(min=1.0)
         return value if local.penalty is None else value + local.penalty(params, message)
 
@@ -198,7 +233,9 @@ def _stack(shares: Sequence[Examples]) -> Examples:
     return Examples(padded([s.x for s in shares]), padded([s.y for s in shares]), extra)
 
 
-def _pad(plans: list[list[Tensor]], longest: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _pad(
+    plans: list[list[Tensor]], longest: int, batch: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Returns (clients, steps, batch) rows and 0/1 weights."""
     rows = torch.zeros((len(plans), longest, batch), dtype=torch.int64)
     weights = torch.zeros((len(plans), longest, batch), dtype=dtype)
@@ -210,11 +247,20 @@ def _pad(plans: list[list[Tensor]], longest: int, batch: int, dtype: torch.dtype
 
 
 def _masks_of_step(
-    model: nn.Module, drawn: list[list[list[Tensor]]], step: int, batch: int, dtype: torch.dtype, device: torch.device
+    model: nn.Module,
+    drawn: list[list[list[Tensor]]],
+    step: int,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> list[Tensor]:
     """Returns the (clients, batch, ...) dropout masks of one step; a client that has finished gets ones."""
     masks = []
     for index, layer in enumerate(dropouts(model)):
         blank = torch.ones((batch, *layer.shape), dtype=dtype)
-        masks.append(torch.stack([own[step][index] if step < len(own) else blank for own in drawn]).to(device))
+        masks.append(
+            torch.stack([own[step][index] if step < len(own) else blank for own in drawn]).to(
+                device
+            )
+        )
     return masks

@@ -158,7 +158,9 @@ class Stream:
         """Returns the ids of the clients with data at a stage, ascending."""
         if self.order.shared:
             sizes = np.diff(self.shares(stage)[1])
-            return range(self.clients) if bool(np.all(sizes > 0)) else np.flatnonzero(sizes).tolist()
+            return (
+                range(self.clients) if bool(np.all(sizes > 0)) else np.flatnonzero(sizes).tolist()
+            )
 
         def members() -> list[int]:
             return [i for i in range(self.clients) if self.task_at(i, stage) is not None]
@@ -194,12 +196,16 @@ class Stream:
         """Returns what a method may know of a stage."""
         present = self.present(stage)
         classes = sorted({c for t in present for c in self.tasks[t].classes})
-        met = sorted({t for s in range(stage + 1) for t in self.present(s) if len(self.tasks[t].public)})
+        met = sorted(
+            {t for s in range(stage + 1) for t in self.present(s) if len(self.tasks[t].public)}
+        )
         public = None
         if met:
             parts = [self._examples(self.tasks[t], "train", self.tasks[t].public) for t in met]
             public = Examples(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
-        return TaskInfo(stage, tuple(classes), self.seen_classes(stage), self.scenario, True, public)
+        return TaskInfo(
+            stage, tuple(classes), self.seen_classes(stage), self.scenario, True, public
+        )
 
     def client_task(self, client: int, stage: int) -> ClientTask:
         """Returns the masks of a client's own stage; raises ValueError when it has no data then."""
@@ -223,7 +229,9 @@ class Stream:
         if task is None:
             raise ValueError(f"client {client} has no data at stage {stage}")
         rows, offsets = self.shares(task)
-        return self._examples(self.tasks[task], "train", rows[offsets[client] : offsets[client + 1]])
+        return self._examples(
+            self.tasks[task], "train", rows[offsets[client] : offsets[client + 1]]
+        )
 
     def held_out(self, task: int, split: str) -> Examples:
         """Returns a task's `test` or `validation` examples."""
@@ -257,4 +265,6 @@ class Stream:
         x = source.rows(rows)
         if task.transform is not None:
             x = task.transform(x)
-        return Examples(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(source.labels[rows]))
+        return Examples(
+            torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(source.labels[rows])
+        )

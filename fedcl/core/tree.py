@@ -23,7 +23,9 @@ def move(value: V, device: torch.device) -> V:
     if isinstance(value, Mapping):
         return {key: move(part, device) for key, part in value.items()}  # type: ignore[return-value]
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: move(getattr(value, f.name), device) for f in fields(value)})
+        return replace(
+            value, **{f.name: move(getattr(value, f.name), device) for f in fields(value)}
+        )
     return value
 
 
@@ -50,7 +52,10 @@ def nbytes(value: Any) -> int:
 def bytes_by_kind(message: Any) -> dict[str, int]:
     """Returns the bytes of a message by kind of payload: its fields' names, with `params` called `model`."""
     if is_dataclass(message) and not isinstance(message, type):
-        parts = {("model" if f.name == "params" else f.name): nbytes(getattr(message, f.name)) for f in fields(message)}
+        parts = {
+            ("model" if f.name == "params" else f.name): nbytes(getattr(message, f.name))
+            for f in fields(message)
+        }
         return {kind: size for kind, size in parts.items() if size}
     size = nbytes(message)
     return {"message": size} if size else {}

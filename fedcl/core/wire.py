@@ -45,7 +45,11 @@ def vocabulary(method: Any = None, *modules: ModuleType) -> Vocabulary:
     functions: dict[str, FunctionType] = {}
     for place in places:
         for name, value in vars(place).items():
-            if inspect.isclass(value) and is_dataclass(value) and value.__module__ == place.__name__:
+            if (
+                inspect.isclass(value)
+                and is_dataclass(value)
+                and value.__module__ == place.__name__
+            ):
                 classes[_name(value)] = value
             elif inspect.isfunction(value) and not name.startswith("_") and place is local:
                 functions[_name(value)] = value
@@ -78,14 +82,25 @@ def encode(value: Any, words: Vocabulary) -> tuple[dict[str, Tensor], str]:
         if isinstance(item, Mapping):
             # Pairs, since keys may be numbers and their order is part of the value.
             return {"map": [[walk(key), walk(part)] for key, part in item.items()]}
-        if isinstance(item, MethodType) and words.method is not None and item.__self__ == words.method:
+        if (
+            isinstance(item, MethodType)
+            and words.method is not None
+            and item.__self__ == words.method
+        ):
             if item.__name__ in type(words.method).client_half:
                 return {"method": item.__name__}
             raise TypeError(f"method function {item.__name__!r} is not listed in client_half")
         if isinstance(item, FunctionType) and words.functions.get(_name(item)) is item:
             return {"function": _name(item)}
-        if is_dataclass(item) and not isinstance(item, type) and words.classes.get(_name(type(item))) is type(item):
-            return {"class": _name(type(item)), "fields": {f.name: walk(getattr(item, f.name)) for f in fields(item)}}
+        if (
+            is_dataclass(item)
+            and not isinstance(item, type)
+            and words.classes.get(_name(type(item))) is type(item)
+        ):
+            return {
+                "class": _name(type(item)),
+                "fields": {f.name: walk(getattr(item, f.name)) for f in fields(item)},
+            }
         raise TypeError(
             f"{type(item).__name__} {getattr(item, '__qualname__', '')!r} cannot travel: use tensors, numbers, strings, "
             "tuples, mappings, frozen dataclasses of fedcl.core or of the method's file, and functions of "
@@ -117,8 +132,12 @@ def decode(tensors: Mapping[str, Tensor], text: str, words: Vocabulary) -> Any:
         if kind == "function" and body in words.functions:
             return words.functions[body]
         if kind == "class" and body in words.classes:
-            return words.classes[body](**{name: build(part) for name, part in item["fields"].items()})
-        raise ValueError(f"{kind} {body!r} is not known here: method, config or version differ between the two sides")
+            return words.classes[body](
+                **{name: build(part) for name, part in item["fields"].items()}
+            )
+        raise ValueError(
+            f"{kind} {body!r} is not known here: method, config or version differ between the two sides"
+        )
 
     return build(json.loads(text))
 

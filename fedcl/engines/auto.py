@@ -35,11 +35,18 @@ class Auto:
         """Chooses, and opens the choice."""
         training = launch["training"]
         cohort = training["cohort"] or launch["clients"]
-        inner, why = self._inner(site.model, min(cohort, site.fold), training["local"]["batch_size"])
+        inner, why = self._inner(
+            site.model, min(cohort, site.fold), training["local"]["batch_size"]
+        )
         blocks = -(-cohort // site.fold)
         cores = os.cpu_count() or 1
         # Starting Ray takes some 5 to 10 s, which a run must be long enough to earn back.
-        work = launch["stages"] * training["rounds"] * cohort * sum(p.numel() for p in site.model.parameters())
+        work = (
+            launch["stages"]
+            * training["rounds"]
+            * cohort
+            * sum(p.numel() for p in site.model.parameters())
+        )
         if cores > 1 and blocks >= 2 and work > 5e10 and site.device.type == "cpu":
             from fedcl.engines.ray import Ray
 
@@ -62,7 +69,9 @@ class Auto:
             return "serial", f"batches of {batch_size} already fill the processor"
         return "vectorized", f"{together} clients at a time, linear layers, batches of {batch_size}"
 
-    def run(self, request: Request, ids: Sequence[int], memories: Memories) -> Iterator[BlockResult]:
+    def run(
+        self, request: Request, ids: Sequence[int], memories: Memories
+    ) -> Iterator[BlockResult]:
         """Lets the chosen engine run."""
         assert self._chosen is not None
         return self._chosen.run(request, ids, memories)

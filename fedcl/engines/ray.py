@@ -55,8 +55,14 @@ class Ray:
         if not ray.is_initialized():
             # Workers run at the niceness of this process; they compute the experiment, not a background job.
             os.environ.setdefault("RAY_worker_niceness", "0")
-            options = {"address": self.address} if self.address else {"num_cpus": max(self.workers, os.cpu_count() or 1)}
-            ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, **options)
+            options = (
+                {"address": self.address}
+                if self.address
+                else {"num_cpus": max(self.workers, os.cpu_count() or 1)}
+            )
+            ray.init(
+                include_dashboard=False, log_to_driver=False, configure_logging=False, **options
+            )
             self._started = True
         count = self.workers or os.cpu_count() or 1
         self._fold = site.fold
@@ -66,13 +72,17 @@ class Ray:
         self._actors = [worker.remote(self._site, size) for _ in range(count)]
         ray.get([actor.ready.remote() for actor in self._actors])
 
-    def run(self, request: Request, ids: Sequence[int], memories: Memories) -> Iterator[BlockResult]:
+    def run(
+        self, request: Request, ids: Sequence[int], memories: Memories
+    ) -> Iterator[BlockResult]:
         """Yields the results of the fold blocks of `ids`, in their order."""
         import ray
 
         cpu = torch.device("cpu")
         shared = ray.put(replace(request, message=move(request.message, cpu)))
-        blocks = [tuple(ids[start : start + self._fold]) for start in range(0, len(ids), self._fold)]
+        blocks = [
+            tuple(ids[start : start + self._fold]) for start in range(0, len(ids), self._fold)
+        ]
         # Two blocks wait at each worker, so that none idles until the driver has taken its last result.
         waiting: deque[tuple[int, Any]] = deque(enumerate(blocks))
         running: dict[Any, int] = {}

@@ -22,7 +22,9 @@ class Serial:
         """Remembers where clients run."""
         self._site = site
 
-    def run(self, request: Request, ids: Sequence[int], memories: Memories) -> Iterator[BlockResult]:
+    def run(
+        self, request: Request, ids: Sequence[int], memories: Memories
+    ) -> Iterator[BlockResult]:
         """Yields the results of the fold blocks of `ids`, in their order."""
         assert self._site is not None
         for block in self._site.blocks(ids):

@@ -55,5 +55,7 @@ class FedAvg(Method[State]):
     def round(self, state: State, fed: Federation) -> State:
         """Adds the mean change of the cohort."""
         change = fed.aggregate(fed.local(CrossEntropy(self.masked)), Model(state.params)).mean
-        step, moments = server_step(change, state.moments, self.server, self.server_lr, self.server_momentum)
+        step, moments = server_step(
+            change, state.moments, self.server, self.server_lr, self.server_momentum
+        )
         return replace(state, params=add(state.params, step), moments=moments)

@@ -96,7 +96,9 @@ class FOT(Method[State]):
         if self.sketch_columns <= 0:
             raise ValueError(f"sketch_columns must be above 0, not {self.sketch_columns}")
         if self.statistics_model == "local" and self.statistics_clients == "members":
-            raise ValueError('statistics_model = "local" needs statistics_clients = "cohort": others have no local model')
+            raise ValueError(
+                'statistics_model = "local" needs statistics_clients = "cohort": others have no local model'
+            )
         check_server(self.server, self.server_lr, self.server_momentum)
 
     # Server half.
@@ -107,22 +109,39 @@ class FOT(Method[State]):
 
     def round(self, state: State, fed: Federation) -> State:
         """Adds the server optimizer's step without its part along the bases (FedProject)."""
-        keep = self.keep_params if self.statistics_model == "local" and fed.last_round else own_state
-        change = fed.aggregate(fed.local(CrossEntropy(self.masked), keep=keep), Model(state.params)).mean
-        step, moments = server_step(change, state.moments, self.server, self.server_lr, self.server_momentum)
+        keep = (
+            self.keep_params if self.statistics_model == "local" and fed.last_round else own_state
+        )
+        change = fed.aggregate(
+            fed.local(CrossEntropy(self.masked), keep=keep), Model(state.params)
+        ).mean
+        step, moments = server_step(
+            change, state.moments, self.server, self.server_lr, self.server_momentum
+        )
         step = project_layers(step, state.basis, self.biases)
         return replace(state, params=add(state.params, step), moments=moments)
 
     def end_task(self, state: State, fed: Federation) -> State:
         """Extends each basis by what this task's layer inputs add to it (GPSE)."""
-        protect_head = self.head == "protect" or (self.head == "auto" and fed.task.scenario == "domain")
-        layers = tuple(n for n in protected_layers(fed.model) if protect_head or n.split(".")[-2:] != ["head", "weight"])
+        protect_head = self.head == "protect" or (
+            self.head == "auto" and fed.task.scenario == "domain"
+        )
+        layers = tuple(
+            n
+            for n in protected_layers(fed.model)
+            if protect_head or n.split(".")[-2:] != ["head", "weight"]
+        )
         params = state.params if self.statistics_model == "global" else {}
         clients = fed.members if self.statistics_clients == "members" else fed.cohort
         program = self.gram if self.gpse == "gram" else self.sketch
         sums = fed.aggregate(program, Inputs(params, state.basis, layers), clients=clients).sum
         energy = min(1.0, self.energy + self.energy_step * fed.task.index)
-        return replace(state, basis={name: self._extended(name, sums, state.basis.get(name), energy) for name in layers})
+        return replace(
+            state,
+            basis={
+                name: self._extended(name, sums, state.basis.get(name), energy) for name in layers
+            },
+        )
 
     def _extended(self, name: str, sums: Params, basis: Tensor | None, energy: float) -> Tensor:
         _, inputs, rest, rho = sums[f"norms/{name}"].double().tolist()
@@ -130,7 +149,9 @@ class FOT(Method[State]):
             values, vectors = torch.linalg.eigh(unpack(sums[f"gram/{name}"].double()))
             energies, vectors = values.flip(0).clamp(min=0.0), vectors.flip(1)
         else:
-            vectors, singular, _ = torch.linalg.svd(sums[f"sketch/{name}"].double(), full_matrices=False)
+            vectors, singular, _ = torch.linalg.svd(
+                sums[f"sketch/{name}"].double(), full_matrices=False
+            )
             energies = singular.square()
         old = basis if basis is not None else vectors[:, :0]
         # Rounding leaves a residual of about 1e-7 of the norm: that is nothing new.
@@ -160,7 +181,9 @@ class FOT(Method[State]):
     def _statistics(self, client: Client, message: Inputs, sketch: bool) -> Reply:
         params = message.params or client.state
         if not params:
-            raise ValueError('it has no local model, as it missed the last round; use statistics_model = "global"')
+            raise ValueError(
+                'it has no local model, as it missed the last round; use statistics_model = "global"'
+            )
         kind = "sketch" if sketch else "gram"
         generator = torch_generator(client.seed, "sketch")
         found: dict[str, Tensor] = {}
@@ -181,7 +204,9 @@ class FOT(Method[State]):
             inputs, rest = norms[name].tolist()
             rho = (rest / inputs) ** 0.5 if inputs else 0.0
             tensors[f"{kind}/{name}"] = (value if sketch else pack(value)).to(dtype)
-            tensors[f"norms/{name}"] = torch.tensor([n, inputs, rest, n * rho], dtype=torch.float64, device=value.device)
+            tensors[f"norms/{name}"] = torch.tensor(
+                [n, inputs, rest, n * rho], dtype=torch.float64, device=value.device
+            )
         return Reply(tensors, examples=len(client.data), state=None)
 
     def _noise(self, rest: Tensor, generator: torch.Generator) -> Tensor:

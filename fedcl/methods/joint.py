@@ -73,6 +73,8 @@ class Joint(Method[State]):
         """Keeps the examples of the present stage with the earlier ones; nothing goes up."""
         rows: Any = present_rows(client)
         if client.state is not None:
-            old = client.state.take(torch.nonzero(client.state.extra["stage"] != client.task.index).flatten())
+            old = client.state.take(
+                torch.nonzero(client.state.extra["stage"] != client.task.index).flatten()
+            )
             rows = join([old, rows])
         return Reply({}, state=rows)

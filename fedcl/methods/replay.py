@@ -72,8 +72,12 @@ class Replay(Method[State]):
         """Keeps an equal number of examples of every stage so far, chosen at random."""
         rows = present_rows(client)
         if client.state is not None:
-            old = client.state.take(torch.nonzero(client.state.extra["stage"] != client.task.index).flatten())
+            old = client.state.take(
+                torch.nonzero(client.state.extra["stage"] != client.task.index).flatten()
+            )
             rows = join([old, rows])
-        order = torch.randperm(len(rows), generator=torch_generator(client.seed, "remember")).to(rows.y.device)
+        order = torch.randperm(len(rows), generator=torch_generator(client.seed, "remember")).to(
+            rows.y.device
+        )
         kept = share_budget(rows, self.budget, order)
         return kept if len(kept) else None

@@ -35,17 +35,23 @@ class Alexnet:
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Returns the network for (n, channels, height, width) images of at least 20x20."""
         if len(shape) != 3:
-            raise ValueError(f"alexnet needs images (channels, height, width), not inputs of shape {shape}; try mlp")
+            raise ValueError(
+                f"alexnet needs images (channels, height, width), not inputs of shape {shape}; try mlp"
+            )
         channels, height, width = shape
         early, late = self.dropout
         layers = nn.Sequential()
-        for index, (filters, kernel, rate) in enumerate(((64, 4, early), (128, 3, early), (256, 2, late)), start=1):
+        for index, (filters, kernel, rate) in enumerate(
+            ((64, 4, early), (128, 3, early), (256, 2, late)), start=1
+        ):
             filters = max(1, round(filters * self.width))
             layers.add_module(f"conv{index}", nn.Conv2d(channels, filters, kernel, bias=False))
             layers.add_module(f"relu{index}", nn.ReLU())
             height, width = height - kernel + 1, width - kernel + 1
             if min(height, width) < 2:
-                raise ValueError(f"images of {shape[1]}x{shape[2]} are too small for alexnet (20x20 at least)")
+                raise ValueError(
+                    f"images of {shape[1]}x{shape[2]} are too small for alexnet (20x20 at least)"
+                )
             layers.add_module(f"drop{index}", Dropout(rate, (filters, height, width)))
             layers.add_module(f"pool{index}", nn.MaxPool2d(2))
             channels, height, width = filters, height // 2, width // 2

@@ -29,9 +29,13 @@ class Cnn:
 
     def __post_init__(self) -> None:
         if not self.channels or any(c < 1 for c in self.channels):
-            raise ValueError(f"channels must be at least one number above 0, not {list(self.channels)}")
+            raise ValueError(
+                f"channels must be at least one number above 0, not {list(self.channels)}"
+            )
         if self.groups and any(c % self.groups for c in self.channels):
-            raise ValueError(f"groups = {self.groups} must divide every number of channels {list(self.channels)}")
+            raise ValueError(
+                f"groups = {self.groups} must divide every number of channels {list(self.channels)}"
+            )
         if self.hidden < 0:
             raise ValueError(f"hidden must be at least 0, not {self.hidden}")
         if not 0.0 <= self.dropout < 1.0:
@@ -40,10 +44,14 @@ class Cnn:
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Returns the network for (n, channels, height, width) images."""
         if len(shape) != 3:
-            raise ValueError(f"cnn needs images (channels, height, width), not inputs of shape {shape}; try mlp")
+            raise ValueError(
+                f"cnn needs images (channels, height, width), not inputs of shape {shape}; try mlp"
+            )
         channels, height, width = shape
         if min(height, width) < 2 ** len(self.channels):
-            raise ValueError(f"images of {height}x{width} are too small to be halved {len(self.channels)} times")
+            raise ValueError(
+                f"images of {height}x{width} are too small to be halved {len(self.channels)} times"
+            )
         layers = nn.Sequential()
         for index, filters in enumerate(self.channels, start=1):
             layers.add_module(f"conv{index}", nn.Conv2d(channels, filters, 3, padding=1))

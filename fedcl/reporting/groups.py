@@ -13,6 +13,7 @@ from fedcl.reporting.formulas import DIFFERENCES, scenario
 from fedcl.reporting.results import Run
 from fedcl.reporting.text import MISSING, decimal, unit
 
+_BY_SEED = ("seed", "evaluation.reference")
 _BYTES = ("bytes_up", "bytes_down")
 
 
@@ -78,13 +79,15 @@ def estimate(values: Iterable[float | None]) -> Estimate:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Groups runs by their resolved config without the seed, in the order of first appearance.
 
+    The folder of a reference run (for intransigence) belongs to the seed, so it does not count.
+
     Raises:
         ConfigError: Two runs have the same config and the same seed.
     """
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:
-        config = {key: value for key, value in run.config.items() if key != "seed"}
-        seeds = groups.setdefault(json.dumps(config, sort_keys=True, default=str), {})
+        options = sorted(word for word in _flatten(run.config) if word[0] not in _BY_SEED)
+        seeds = groups.setdefault(json.dumps(options), {})
         twin = seeds.setdefault(run.summary["seed"], run)
         if twin is not run:
             raise ConfigError(
@@ -101,7 +104,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     flat = [dict(_flatten(run.config)) for run in runs]
     words: list[list[tuple[str, str]]] = [[] for _ in runs]
     for key in dict.fromkeys(key for options in flat for key in options):
-        if key in ("seed", "method.name"):
+        if key in (*_BY_SEED, "method.name"):
             continue
         kin = [_kin(options, key) for options in flat]
         for index, options in enumerate(flat):

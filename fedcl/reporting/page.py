@@ -12,7 +12,6 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-import fedcl
 from fedcl.core.errors import ConfigError
 from fedcl.reporting import text
 from fedcl.reporting.style import DPI
@@ -31,7 +30,7 @@ def render(images: Mapping[str, bytes], **context: Any) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {function.__name__: function for function in _FILTERS}
-    template = files(fedcl).joinpath("report.html.jinja").read_text(encoding="utf-8")
+    template = files("fedcl").joinpath("report.html.jinja").read_text(encoding="utf-8")
     figures = {name: _embed(image) for name, image in images.items()}
     return environment.from_string(template).render(figures=figures, **context)
 

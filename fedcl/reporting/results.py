@@ -25,6 +25,12 @@ _COLUMNS = {
     "costs.csv": "direction payload bytes steps examples seconds",
     "privacy.csv": "channel mechanism unit epsilon delta note",
 }
+_OPTIONAL = (
+    "dataset model engine engine_reason pooled_accuracy average_incremental_accuracy "
+    "average_accuracy_by_stage anytime_accuracy learning_accuracy forgetting forgetting_first_last "
+    "forgetting_clipped backward_transfer forward_transfer intransigence clients bytes_up "
+    "bytes_down bytes_by_payload steps seconds rounds versions command epsilon delta noise"
+)
 _REQUIRED = ("method", "stream", "scenario", "seed", "average_accuracy", "accuracy_matrix")
 
 
@@ -57,7 +63,7 @@ class Run:
 
     Attributes:
         path: Its folder.
-        summary: `summary.json`; NaN has become None.
+        summary: `summary.json`; what it lacks is None.
         config: The resolved `config.toml`, parsed.
         config_text: The same file as it is written.
         split: Split that the accuracies belong to: test where there is one.
@@ -165,7 +171,7 @@ def _summary(text: str) -> dict[str, Any]:
             raise ValueError(f"accuracy_matrix holds {cell!r}")
     if not _is_number(summary["seed"]):
         raise ValueError(f"seed is {summary['seed']!r}")
-    return summary | {name: summary[name] for name in _REQUIRED}
+    return dict.fromkeys(_OPTIONAL.split()) | summary | {name: summary[name] for name in _REQUIRED}
 
 
 def _table(name: str, text: str) -> Iterator[dict[str, str]]:

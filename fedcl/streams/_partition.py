@@ -56,7 +56,9 @@ def _rounded(shares: np.ndarray, total: int) -> IntArray:
 class Iid:
     """Equal numbers of rows drawn at random."""
 
-    def divide(self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int) -> Division:
+    def divide(
+        self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
+    ) -> Division:
         """Returns `(order, offsets)`; sizes differ by one at most."""
         _enough(len(labels), clients)
         order = numpy_generator(seed, "iid").permutation(len(labels))
@@ -81,7 +83,9 @@ class Dirichlet:
         if self.minimum < 0:
             raise ValueError(f"minimum must be at least 0, not {self.minimum}")
 
-    def divide(self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int) -> Division:
+    def divide(
+        self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
+    ) -> Division:
         """Returns `(order, offsets)`."""
         _enough(len(labels), clients * self.minimum)
         generator = numpy_generator(seed, "dirichlet")
@@ -122,7 +126,9 @@ class Shards:
         if self.per_client < 1:
             raise ValueError(f"per_client must be at least 1, not {self.per_client}")
 
-    def divide(self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int) -> Division:
+    def divide(
+        self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
+    ) -> Division:
         """Returns `(order, offsets)`; shards differ in size by one at most."""
         shards = clients * self.per_client
         _enough(len(labels), shards, f"examples for {self.per_client} shards each ({shards})")
@@ -148,7 +154,9 @@ class Quantity:
         if self.exponent < 0:
             raise ValueError(f"exponent must be at least 0, not {self.exponent}")
 
-    def divide(self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int) -> Division:
+    def divide(
+        self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
+    ) -> Division:
         """Returns `(order, offsets)`."""
         _enough(len(labels), clients)
         generator = numpy_generator(seed, "quantity")
@@ -167,10 +175,18 @@ class Natural:
 
     column: str = "subject"
 
-    def divide(self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int) -> Division:
+    def divide(
+        self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
+    ) -> Division:
         """Returns `(order, offsets)`; the column holds client numbers 0 to clients - 1 here."""
         owner = columns[self.column]
         return _by_sizes(np.argsort(owner, kind="stable"), np.bincount(owner, minlength=clients))
 
 
-PARTITIONS = {"iid": Iid, "dirichlet": Dirichlet, "shards": Shards, "quantity": Quantity, "natural": Natural}
+PARTITIONS = {
+    "iid": Iid,
+    "dirichlet": Dirichlet,
+    "shards": Shards,
+    "quantity": Quantity,
+    "natural": Natural,
+}

@@ -124,7 +124,16 @@ class Scenario(ABC):
                 )
             )
         stream = Stream(
-            name, self.kind, dataset, tuple(tasks), clients, self.partition, self.order, seed, self.fixed_shares, natural
+            name,
+            self.kind,
+            dataset,
+            tuple(tasks),
+            clients,
+            self.partition,
+            self.order,
+            seed,
+            self.fixed_shares,
+            natural,
         )
         try:
             for task in stream.tasks:

@@ -115,10 +115,15 @@ class DomainIncremental(Scenario):
         domains = list(self.domains) or found
         missing = sorted(set(domains) - set(found))
         if missing:
-            raise ConfigError(f"[stream] domains {missing} do not occur in column {self.column!r}: it has {found}")
+            raise ConfigError(
+                f"[stream] domains {missing} do not occur in column {self.column!r}: it has {found}"
+            )
         if self.tasks not in (0, len(domains)):
             raise ConfigError(
                 f"[stream] column {self.column!r} names {len(domains)} domains, but tasks = {self.tasks}: set it to "
                 f"{len(domains)} or 0"
             )
-        return [Cut(f"{self.column} {d}", np.flatnonzero(train == d), np.flatnonzero(test == d)) for d in domains]
+        return [
+            Cut(f"{self.column} {d}", np.flatnonzero(train == d), np.flatnonzero(test == d))
+            for d in domains
+        ]

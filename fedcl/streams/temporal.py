@@ -38,7 +38,10 @@ class Temporal(Scenario):
         if self.tasks < 1:
             raise ConfigError("[stream] temporal needs tasks, at least 1")
         train, test = self._parts(dataset)
-        return [Cut(f"part {t}", np.flatnonzero(train == t), np.flatnonzero(test == t)) for t in range(self.tasks)]
+        return [
+            Cut(f"part {t}", np.flatnonzero(train == t), np.flatnonzero(test == t))
+            for t in range(self.tasks)
+        ]
 
     def hold_out(self, dataset: Dataset, seed: int) -> tuple[IntArray, IntArray]:
         """Returns the last rows of each client's parts: neighbours in time are too alike to be drawn at random."""
@@ -87,5 +90,7 @@ class Temporal(Scenario):
 
     def _owner(self, table: Table) -> IntArray:
         if isinstance(self.partition, Natural):
-            return table.columns.get(self.partition.column, np.zeros(len(table.labels), dtype=np.int64))
+            return table.columns.get(
+                self.partition.column, np.zeros(len(table.labels), dtype=np.int64)
+            )
         return np.zeros(len(table.labels), dtype=np.int64)

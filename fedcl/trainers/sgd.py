@@ -52,7 +52,14 @@ class Sgd:
     @property
     def settings(self) -> Settings:
         """The settings of the training loops."""
-        return Settings(self.epochs, self.batch_size, self.lr, self.momentum, self.weight_decay, self.steps or None)
+        return Settings(
+            self.epochs,
+            self.batch_size,
+            self.lr,
+            self.momentum,
+            self.weight_decay,
+            self.steps or None,
+        )
 
     def __call__(self, local: Local) -> LocalSgd:
         """Returns the program that trains one client."""
@@ -61,7 +68,10 @@ class Sgd:
     def block(self, local: Local, clients: Sequence[Client], message: Any) -> list[Reply]:
         """Trains several clients as one batched computation."""
         trained = train_block(local, self.settings, clients, message)
-        return [_reply(local, client, message, own) for client, own in zip(clients, trained, strict=True)]
+        return [
+            _reply(local, client, message, own)
+            for client, own in zip(clients, trained, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,9 @@ class LocalSgd:
 
     def __call__(self, client: Client, message: Any) -> Reply:
         """Returns the reply of one client."""
-        return _reply(self.local, client, message, train_one(self.local, self.settings, client, message))
+        return _reply(
+            self.local, client, message, train_one(self.local, self.settings, client, message)
+        )
 
 
 def _reply(local: Local, client: Client, message: Any, trained: Trained) -> Reply:
