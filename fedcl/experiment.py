@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -131,6 +132,7 @@ def run(
     joint = read_reference(experiment.evaluation.reference)
     folder = None if out is None else Path(out)
     store = None
+    fresh = folder is not None and not folder.exists()
     if folder is not None:
         open_folder(folder, resume)
         store = Store(folder / "checkpoint")
@@ -152,6 +154,12 @@ def run(
         if folder is not None:
             export(record, privacy_rows(record.costs))
             finish(record)
+    except FedclError:
+        if store is not None and folder is not None and fresh and store.saved() is None:
+            # Nothing was committed: a run that could not begin leaves nothing behind.
+            store.close()
+            shutil.rmtree(folder)
+        raise
     finally:
         if store is not None:
             store.close()

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -47,6 +48,10 @@ class Ray:
             raise ValueError(f"workers must be at least 0, not {self.workers}")
         if self.block < 1:
             raise ValueError(f"block must be at least 1, not {self.block}")
+        if find_spec("ray") is None:
+            raise ValueError(
+                "ray is not installed: pip install 'fedcl[sim]', or take engine serial"
+            )
 
     def open(self, site: Site, launch: Mapping[str, Any]) -> None:
         """Starts the workers and puts the site, its arrays with it, into the object store once."""

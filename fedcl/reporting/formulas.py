@@ -66,6 +66,8 @@ def reason(run: Run, name: str) -> str:
         return "means nothing in class-incremental: a task's classes are masked before its stage"
     if name in DIFFERENCES and run.matrix is not None and len(run.matrix) < 2:
         return "needs two tasks"
+    if run.matrix is None and name in DIFFERENCES[:4]:
+        return "no client that was evaluated met two tasks"
     if run.matrix is None:
         return "needs one task order that all clients share"
     if name == "intransigence":

@@ -1,0 +1,223 @@
+"""The command line: `fedcl run`, `show`, `list` and `report`; thin, one function a command."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedcl import __version__
+from fedcl.core.errors import ClientError, ConfigError, FedclError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+out_console, error_console = Console(), Console(stderr=True)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one option, e.g. --set method.name=fot."
+    ),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out_console.print(__version__)
+        raise typer.Exit
+
+
+@app.callback(help="A simulator for federated continual learning.")
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A TOML file.")],
+    set_: Set = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run [runs/CONFIG-METHOD-SEED].")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
+) -> None:
+    """Runs an experiment, writes its folder and its report."""
+    from fedcl.config import load_config
+    from fedcl.experiment import run as run_experiment
+
+    experiment = load_config(config, overrides(set_))
+    name = f"{config.stem}-{experiment.names['method'].rpartition(':')[2]}-{experiment.seed}"
+    folder = out or Path("runs") / name
+    words = [
+        "fedcl",
+        "run",
+        str(config),
+        *[w for s in set_ or [] for w in ("--set", s)],
+        "--out",
+        str(folder),
+    ]
+    columns = (
+        TextColumn("stage {task.fields[stage]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(
+            "rounds, accuracy {task.fields[accuracy]}, {task.fields[speed]} clients/s, left"
+        ),
+        TimeRemainingColumn(),
+    )
+    try:
+        with Progress(*columns, console=error_console, disable=quiet) as bars:
+            bar = bars.add_task("", total=None, stage="-", accuracy="-", speed="-")
+
+            def watch(now: Any) -> None:
+                accuracy = "-" if now.accuracy is None else f"{100 * now.accuracy:.1f} %"
+                stage = f"{now.stage + 1}/{now.stages}"
+                speed = f"{now.clients_per_second:.0f}"
+                bars.update(
+                    bar,
+                    total=now.total,
+                    completed=now.done,
+                    stage=stage,
+                    accuracy=accuracy,
+                    speed=speed,
+                )
+
+            record = run_experiment(
+                experiment, folder, resume=resume, watch=watch, command=tuple(words)
+            )
+    except KeyboardInterrupt:
+        error_console.print(f"stopped; go on with: {' '.join(words)} --resume", markup=False)
+        raise typer.Exit(130) from None
+    out_console.print(_result(record.summary))
+    out_console.print(f"engine: {record.summary['engine_reason']}", markup=False, soft_wrap=True)
+    out_console.print(f"files: {_report(folder)}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def show(config: Annotated[Path, typer.Argument(help="A TOML file.")], set_: Set = None) -> None:
+    """Shows what a config means: stream, shares, sizes, and every option."""
+    from fedcl.config import load_config
+    from fedcl.preview import preview
+
+    for part in preview(load_config(config, overrides(set_))):
+        out_console.print(part)
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="methods, streams, models, datasets, ... [all]")] = "",
+) -> None:
+    """Lists the plug-ins, one line each."""
+    from fedcl.config import KINDS, available, find
+
+    if kind and kind not in KINDS:
+        raise ConfigError(f"there are no {kind!r} to list (known: {', '.join(KINDS)})")
+    for each in [kind] if kind else KINDS:
+        table = Table(title=each, title_justify="left", show_header=each == "methods", box=None)
+        headings = ("name", "family", "server sees", "from", "what it does")
+        for heading in headings if each == "methods" else ("", ""):
+            table.add_column(heading, overflow="fold")
+        for name in available(each):
+            cls: Any = find(each, name)
+            module = inspect.getdoc(importlib.import_module(cls.__module__)) or ""
+            first = module.split("\n\n")[0].replace("\n", " ")
+            more = (cls.family, cls.exposure, cls.paper) if each == "methods" else ()
+            table.add_row(name, *more, first)
+        out_console.print(table)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+    out: Annotated[Path, typer.Option(help="Folder of a comparison of several runs.")] = Path(
+        "comparison"
+    ),
+) -> None:
+    """Draws the report of a run, or compares several runs (seeds of one setting are averaged)."""
+    from fedcl.report import comparison_table, write_comparison, write_report
+
+    if len(runs) == 1:
+        out_console.print(str(write_report(runs[0])), markup=False, soft_wrap=True)
+        return
+    page = write_comparison(runs, out)
+    rows = comparison_table(runs)
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    out_console.print(table)
+    out_console.print(str(page), markup=False, soft_wrap=True)
+
+
+def overrides(settings: list[str] | None) -> dict[str, Any]:
+    """Returns `KEY=VALUE` words as overrides: values parse as TOML, else as strings.
+
+    Raises:
+        ConfigError: A word is no KEY=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        key = key.strip()
+        if not equals or not all(part.strip() for part in key.split(".")):
+            raise ConfigError(
+                f"--set {setting!r} is not KEY=VALUE, such as --set training.rounds=20"
+            )
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = value.strip()
+    return found
+
+
+def _result(summary: dict[str, Any]) -> Table:
+    table = Table(
+        title=f"{summary['method']} on {summary['stream']} ({summary['scenario']}-incremental)"
+    )
+    shown = (
+        "average_accuracy",
+        "pooled_accuracy",
+        "forgetting",
+        "forgetting_first_last",
+        "learning_accuracy",
+    )
+    for name in (*shown, "bytes_up", "seconds"):
+        table.add_column(name.replace("_", " "), justify="right")
+    numbers = ["-" if summary[name] is None else f"{100 * summary[name]:.2f} %" for name in shown]
+    table.add_row(*numbers, f"{summary['bytes_up'] / 1e6:.1f} MB", f"{summary['seconds']:.1f}")
+    return table
+
+
+def _report(folder: Path) -> str:
+    try:
+        from fedcl.report import write_report
+    except ImportError:
+        return f"{folder} (no report: pip install 'fedcl[report]')"
+    return str(write_report(folder))
+
+
+def main() -> None:
+    """Runs the command line; bad input gives one message and exit status 2."""
+    try:
+        app()
+    except ClientError as error:
+        error_console.print(f"error: {error}", markup=False, soft_wrap=True, style="red")
+        sys.exit(1)
+    except FedclError as error:
+        error_console.print(f"error: {error}", markup=False, soft_wrap=True, style="red")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
