@@ -182,20 +182,27 @@ def overrides(settings: list[str] | None) -> dict[str, Any]:
 
 
 def _result(summary: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"{summary['method']} on {summary['stream']} ({summary['scenario']}-incremental)"
-    )
-    shown = (
+    title = f"{summary['method']} on {summary['stream']} ({summary['scenario']}-incremental), seed {summary['seed']}"
+    table = Table(title=title, title_justify="left", show_header=False)
+    names = (
         "average_accuracy",
         "pooled_accuracy",
         "forgetting",
         "forgetting_first_last",
         "learning_accuracy",
     )
-    for name in (*shown, "bytes_up", "seconds"):
-        table.add_column(name.replace("_", " "), justify="right")
-    numbers = ["-" if summary[name] is None else f"{100 * summary[name]:.2f} %" for name in shown]
-    table.add_row(*numbers, f"{summary['bytes_up'] / 1e6:.1f} MB", f"{summary['seconds']:.1f}")
+    for name in names:
+        if summary[name] is not None:
+            table.add_row(name.replace("_", " "), f"{100 * summary[name]:.2f} %")
+    worst = (summary["clients"] or {}).get("average_accuracy")
+    if worst:
+        table.add_row(
+            "worst client's accuracy",
+            f"{100 * worst['worst']:.2f} % (client {worst['worst_client']})",
+        )
+    for name, way in (("bytes_up", "up"), ("bytes_down", "down")):
+        table.add_row(f"bytes {way}", f"{summary[name] / 1e6:.1f} MB")
+    table.add_row("wall time", f"{summary['seconds']:.1f} s")
     return table
 
 

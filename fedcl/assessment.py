@@ -17,7 +17,7 @@ from fedcl.core.params import Params
 from fedcl.core.population import Memories
 from fedcl.core.stream import Stream
 from fedcl.core.task import Examples, class_mask
-from fedcl.core.tree import move
+from fedcl.core.tree import settle
 from fedcl.record import Row
 
 
@@ -102,9 +102,9 @@ def _answers(
 ) -> Answers:
     data = stream.held_out(task, split)
     dtype = next(iter(params.values())).dtype
-    data = move(Examples(data.x.to(dtype), data.y), site.device)
+    data = settle(Examples(data.x.to(dtype), data.y), site.device)
     allowed = allowed_classes(stream, task, stage).to(site.device)
-    net = Net(site.model, params)
+    net = Net(site.model, settle(dict(params), site.device))
     return answer(experiment.method, state, net, data, allowed, experiment.evaluation.batch_size)
 
 
@@ -126,11 +126,7 @@ def _client_rows(
         sorted({int(c) for c in np.linspace(0, stream.clients - 1, count)}) if count else ()
     ):
         history = stream.history(client, stage)
-        params = (
-            method.personal(state, memories.load([client]).get(client))
-            if personal
-            else state.params
-        )
+        params = method.personal(state, memories.look(client)) if personal else state.params
         for task in dict.fromkeys(history):
             if personal:
                 answers = _answers(experiment, stream, site, state, params, split, task, stage)

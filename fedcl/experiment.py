@@ -24,7 +24,7 @@ from fedcl.core.params import copy
 from fedcl.core.population import Memories, Simulated, sample
 from fedcl.core.seeds import seed_of
 from fedcl.core.stream import Stream
-from fedcl.core.tree import move
+from fedcl.core.tree import settle
 from fedcl.record import Record, Row, Store, check_same, export, finish, open_folder, write_text
 from fedcl.summary import privacy_rows, read_reference, summarise
 
@@ -219,7 +219,9 @@ class _Loop:
             self.experiment.training.minimum,
             self.experiment.training.availability,
         )
+        door.committed = first
         engine.open(self.site, self._launch())
+        self.memories.recall = getattr(engine, "recall", None)
         self.engine_reason = (
             getattr(engine, "reason", "")
             or f"{self.experiment.names['engine']}: named in the config"
@@ -242,6 +244,7 @@ class _Loop:
             "clients": self.stream.clients,
             "stages": self.stream.stages,
             "folder": folder,
+            "resolved": self.experiment.resolved,
             "method_object": self.method,
         }
 
@@ -259,6 +262,9 @@ class _Loop:
         state = self._step(method.round, state, door, stage, number, cohort, done)
         if last:
             state = self._step(method.end_task, state, door, stage, training.rounds, cohort, done)
+        # A resumed run gets its state from the checkpoint: the same bits, so the same layout too.
+        state = settle(state, self.site.device)
+        door.channel_state = settle(door.channel_state, self.site.device)
         self.rounds += 1
         self.dirty.update(self.memories.commit())
         self._book(done, stage)
@@ -335,7 +341,7 @@ class _Loop:
 
     def _info(self, stage: int) -> Any:
         if getattr(self, "_known", (None, None))[0] != stage:
-            self._known = (stage, move(self.stream.info(stage), self.site.device))
+            self._known = (stage, settle(self.stream.info(stage), self.site.device))
         return self._known[1]
 
     def _book(self, exchanges: list[Exchange], stage: int) -> None:
@@ -400,6 +406,7 @@ class _Loop:
             self.record.costs[costs:],
         )
         self.store.commit(meta, data, memories, *new_rows)
+        door.committed = following
         self.written = (len(self.record.evaluations), len(self.record.costs))
         self.dirty = {}
         self.committed = time.perf_counter()
@@ -423,4 +430,5 @@ class _Loop:
         self.record.costs = self.store.rows("costs", COSTS)
         self.written = (len(self.record.evaluations), len(self.record.costs))
         self.rounds, self.spent, self.events = saved.rounds, saved.seconds, saved.events
-        return move(state, self.site.device), list(channel), (saved.stage, saved.round)
+        channel = settle(list(channel), self.site.device)
+        return settle(state, self.site.device), channel, (saved.stage, saved.round)

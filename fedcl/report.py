@@ -16,10 +16,11 @@ from fedcl.reporting import figures, group_figures
 from fedcl.reporting.formulas import DIFFERENCES, METRICS, reason, scenarios
 from fedcl.reporting.groups import (
     Group,
+    accuracy_columns,
     cost_columns,
+    difference_columns,
     estimate,
     group_runs,
-    quality_columns,
     table,
 )
 from fedcl.reporting.page import render, write
@@ -28,6 +29,7 @@ from fedcl.reporting.views import (
     client_matrices,
     client_values,
     mean_matrix,
+    payloads,
     seen_curve,
     stage_ends,
     task_curves,
@@ -62,7 +64,7 @@ def write_report(run: Path) -> Path:
         metrics=METRICS,
         reasons={metric.name: reason(done, metric.name) for metric in METRICS},
         matrix=matrix,
-        kinds=sorted({kind for flow in done.traffic.values() for kind in flow}),
+        kinds=payloads(done),
         own_clients=own_clients,
         command=shlex.join(map(str, done.summary.get("command") or ())),
     )
@@ -84,11 +86,18 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     images = _comparison_figures(groups)
     members = [run for group in groups for run in group.runs]
     page = render(
-        title=f"{len(groups)} configurations, {len(members)} runs",
+        title=f"Comparison of {_many(len(groups), 'configuration')}, {_many(len(members), 'run')}",
         images=images,
         scenarios=scenarios(members),
         groups=groups,
-        quality=quality_columns(),
+        facts={
+            word: list(
+                dict.fromkeys(str(run.summary[word]) for run in members if run.summary[word])
+            )
+            for word in ("stream", "dataset", "model")
+        },
+        accuracies=accuracy_columns(),
+        differences=difference_columns(),
         costs=cost_columns(groups),
         commands={
             run.path: shlex.join(map(str, run.summary.get("command") or ())) for run in members
@@ -104,6 +113,10 @@ def comparison_table(runs: Sequence[Path]) -> list[dict[str, str]]:
         ConfigError: As `write_comparison`.
     """
     return table(_read_groups(runs))
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _read_groups(runs: Sequence[Path]) -> list[Group]:
@@ -133,9 +146,8 @@ def _run_figures(
     ]
     if spreads[0].values:
         images["clients"] = figures.clients([spread for spread in spreads if spread.values])
-    up, down = (run.traffic.get(direction) or {} for direction in ("up", "down"))
-    if up or down:
-        images["traffic"] = figures.traffic(up, down)
+    if kinds := payloads(run):
+        images["traffic"] = figures.traffic(kinds, run.traffic)
     return images
 
 

@@ -1,11 +1,14 @@
 """What every test may count on: one thread, the same examples each time, real data if any."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.ray_house import RayHouse
 
 # One and two threads give different bits, and the results here are compared to the bit.
 torch.set_num_threads(1)
@@ -22,3 +25,11 @@ def data_root() -> Path:
     if not root:
         pytest.skip("real data: set FEDCL_DATA to a folder of unpacked data sets")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def ray_house() -> Iterator[RayHouse]:
+    """One Ray session for all tests, and workers that serve many runs."""
+    house = RayHouse()
+    yield house
+    house.close()

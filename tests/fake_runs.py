@@ -1,4 +1,4 @@
-"""Writes run folders as a run does (DESIGN section 9), without training: learning and forgetting are curves."""
+"""Run folders as a run writes them, without any training: accuracies rise and fall by formula."""
 
 import csv
 import json
@@ -119,7 +119,7 @@ def _global_rows(
     rows = []
     top = generator.uniform(0.86, 0.97, tasks)
     unmet = 0.0 if scenario == "class" else 0.1
-    for at in range(0, tasks * rounds + 1):
+    for at in range(tasks * rounds + 1):
         stage = max(at - 1, 0) // rounds
         for task in range(tasks):
             trained, since = at - task * rounds, max(0, at - (task + 1) * rounds)
@@ -142,7 +142,7 @@ def _client_rows(
     clients: int,
     own_orders: bool,
 ) -> list[Row]:
-    """Rows of single clients at stage ends: the union's accuracy with a bias of the client's own."""
+    """Rows of single clients at stage ends: the union's accuracy, with noise and a bias."""
     union = {(row["round"], row["task"]): row["value"] for row in rows}
     found = []
     for client in range(clients):
@@ -151,7 +151,7 @@ def _client_rows(
         for stage in range(tasks):
             at = (stage + 1) * rounds
             for place in range(stage + 1):
-                value = float(np.clip(union[at, place] + bias, 0, 1))
+                value = float(np.clip(union[at, place] + bias + generator.normal(0, 0.02), 0, 1))
                 row = _row(at, stage, int(order[place]), value, n=18)
                 found.append({**row, "client": client, "client_stage": stage})
     return found
@@ -206,7 +206,9 @@ def _numbers(rows: Sequence[Row], scenario: str, tasks: int, own_orders: bool) -
             {i: getattr(metrics, name)(m) for i, m in own.items()}, higher_is_better=better
         ) if own else None  # fmt: skip
         spread[name] = vars(over) if over is not None and over.count else None
-    return _plain(values) | {"clients": spread if own else None}
+    return {name: _plain(value) for name, value in values.items()} | {
+        "clients": spread if own else None
+    }
 
 
 def _plain(value: Any) -> Any:

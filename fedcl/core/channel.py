@@ -1,4 +1,4 @@
-"""What happens on the wire: transforms of replies on the way up and of their total on the server."""
+"""What happens on the wire: transforms of replies on their way up, and of their total."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Aggregate:
 
     @property
     def sum(self) -> dict[str, Tensor]:
-        """The sum of weight times tensor (of the tensors themselves, for programs whose weights are 1)."""
+        """The sum of weight times tensor; of the tensors themselves where all weights are 1."""
         return dict(self.total)
 
     @property
@@ -42,14 +42,12 @@ class Aggregate:
 
 
 class Transform(Protocol):
-    """One step of a channel: what a file in `channels/` offers.
-
-    Attributes:
-        hides_replies: Whether the server sees nothing but sums after it.
-    """
+    """One step of a channel: what a file in `channels/` offers."""
 
     @property
-    def hides_replies(self) -> bool: ...
+    def hides_replies(self) -> bool:
+        """Whether the server sees nothing but sums after it."""
+        ...
 
     def init(self) -> Any:
         """Returns the first state of the server's half."""

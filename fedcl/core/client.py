@@ -41,6 +41,17 @@ class Unchanged:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Stands on the server for a memory that lies with its client.
+
+    Attributes:
+        position: Stage, round, exchange and attempt of the exchange that wrote it.
+    """
+
+    position: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
 class Reply:
     """What goes up, and what stays.
 
@@ -48,7 +59,8 @@ class Reply:
         tensors: What goes up. A name `kind/name` is booked under that kind of payload.
         weight: Weight in the cohort's mean.
         metrics: Numbers for the record; dropped where replies are hidden.
-        state: The client's next memory, which never leaves it; None forgets, the default keeps it as it is.
+        state: The client's next memory, which never leaves it; None forgets, the default keeps it
+            as it is.
         steps: Local optimizer steps, for the costs.
         examples: Examples passed through the network, for the costs.
     """
@@ -62,9 +74,11 @@ class Reply:
 
 
 class Program(Protocol[M_contra]):
-    """Client half of one exchange: a public function of core, a method's function, or a frozen dataclass."""
+    """Client half of an exchange: a function of core or of a method, or a frozen dataclass."""
 
-    def __call__(self, client: Client, message: M_contra, /) -> Reply: ...
+    def __call__(self, client: Client, message: M_contra, /) -> Reply:
+        """Returns what the client answers."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Data sets as arrays with names: what a file in `datasets/` returns, before any stream is made of it."""
+"""Data sets as arrays with names: what a file in `datasets/` returns, before any stream is made."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ IntArray = npt.NDArray[np.int64]
 
 
 class Table(Protocol):
-    """One split of a data set: labels and columns in memory, inputs fetched by row.
-
-    Attributes:
-        labels: (N,) int64, class indices from 0.
-        columns: Further named (N,) integer arrays, such as `domain` or `subject`.
-    """
+    """One split of a data set: labels and columns in memory, inputs fetched by row."""
 
     @property
-    def labels(self) -> IntArray: ...
+    def labels(self) -> IntArray:
+        """The (N,) class indices, from 0."""
+        ...
+
     @property
-    def columns(self) -> Mapping[str, IntArray]: ...
+    def columns(self) -> Mapping[str, IntArray]:
+        """Further named (N,) integer arrays, such as `domain` or `subject`."""
+        ...
+
     def rows(self, indices: IntArray) -> npt.NDArray[np.float32]:
-        """Returns (len(indices), ...) float32 inputs, ready for a model; images are channels first."""
+        """Returns (len(indices), ...) float32 inputs for a model; images are channels first."""
         ...
 
 
@@ -79,8 +80,12 @@ class Dataset:
 
 
 class DatasetFactory(Protocol):
-    """What a file in `datasets/` offers: a frozen dataclass of options that reads or makes the data."""
+    """What a file in `datasets/` offers: a frozen dataclass of options that makes the data."""
 
     def load(self) -> Dataset:
-        """Returns the data set; raises `ConfigError` when files are missing, damaged or mislabelled."""
+        """Returns the data set.
+
+        Raises:
+            ConfigError: Files are missing, damaged or mislabelled.
+        """
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +17,7 @@ from fedcl.core.local import Local, Trainer
 from fedcl.core.params import not_finite
 from fedcl.core.population import Memories, Population
 from fedcl.core.seeds import seed_of
-from fedcl.core.tree import move
+from fedcl.core.tree import settle
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ class Request:
         program: Client half of the exchange, or local training by its parts.
         message: What goes down, the same for all.
         reveal: Whether single replies come back instead of their sum.
+        committed: Stage and round where a resumed run would start now: what clients keep for it.
     """
 
     position: Position
     program: Program[Any] | Local
     message: Any
     reveal: bool = False
+    committed: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
@@ -67,6 +69,21 @@ def program_name(program: Program[Any] | Local) -> str:
         or type(program).__name__.lower()
     )
     return str(name)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one client answers.
+
+    Attributes:
+        id: The client.
+        reply: What goes up: after the channel's `upload` steps, and without the memory.
+        memory: What stays: its next memory, or `Unchanged`.
+    """
+
+    id: int
+    reply: Reply
+    memory: Any = field(default_factory=Unchanged)
 
 
 @dataclass(frozen=True)
@@ -162,93 +179,113 @@ class Site:
         self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]
     ) -> BlockResult:
         """Runs the clients of a block one after the other: the reference."""
-        message = move(request.message, self.device)
-        replies = []
-        clients = []
-        for id in ids:
-            client = self.clients(request, (id,), memories)[0]
-            replies.append(self._answer(request, client, message))
-            clients.append(client)
-        return self.gather(request, clients, replies)
+        message = settle(request.message, self.device)
+        answers = [self.answer(request, id, memories.get(id), message) for id in ids]
+        return self.gather(request, answers)
 
     def batch(
         self, request: Request, ids: Sequence[int], memories: Mapping[int, Any], size: int
     ) -> BlockResult:
-        """Trains the clients of a block as batched computations of `size`; other programs run in a loop."""
+        """Trains the clients of a block as computations of `size`; other programs run in a loop."""
         if not isinstance(request.program, Local):
             return self.loop(request, ids, memories)
-        message = move(request.message, self.device)
-        clients: list[Client] = []
-        replies: list[Reply] = []
+        message = settle(request.message, self.device)
+        answers: list[Answer] = []
         for start in range(0, len(ids), size):
             chunk = self.clients(request, ids[start : start + size], memories)
             try:
-                replies.extend(self.trainer.block(request.program, chunk, message))
+                replies = self.trainer.block(request.program, chunk, message)
             except Exception as error:
-                at = request.position
-                raise ClientError(
-                    chunk[0].id, at.stage, at.round, request.name, f"{error} (in its block)"
-                ) from error
-            clients.extend(chunk)
-        return self.gather(request, clients, replies)
+                reason = f"{error} (in its block)"
+                raise failure(request, chunk[0].id, reason) from error
+            answers.extend(map(self._send, chunk, replies))
+        return self.gather(request, answers)
 
-    def _answer(self, request: Request, client: Client, message: Any) -> Reply:
+    def answer(self, request: Request, id: int, memory: Any, message: Any) -> Answer:
+        """Runs one client and the channel's `upload` steps: all that happens where it lives.
+
+        Args:
+            request: What is asked.
+            id: The client.
+            memory: What it remembers, or None.
+            message: The request's message, settled on the site's device.
+
+        Raises:
+            ClientError: Its program failed.
+        """
+        client = self.clients(request, (id,), {id: memory})[0]
         program = (
             self.trainer(request.program) if isinstance(request.program, Local) else request.program
         )
         try:
-            return program(client, message)
+            reply = program(client, message)
         except Exception as error:
-            at = request.position
-            raise ClientError(
-                client.id, at.stage, at.round, request.name, str(error) or repr(error)
-            ) from error
+            raise failure(request, id, str(error) or repr(error)) from error
+        return self._send(client, reply)
 
-    def gather(
-        self, request: Request, clients: Sequence[Client], replies: Sequence[Reply]
-    ) -> BlockResult:
-        """Sends replies through the channel's `upload` steps and folds them."""
-        cpu = torch.device("cpu")
-        sent: list[Reply] = []
+    def _send(self, client: Client, reply: Reply) -> Answer:
+        memory = reply.state
+        if memory is client.state or isinstance(memory, Unchanged):
+            memory = Unchanged()
+        else:
+            memory = settle(memory, torch.device("cpu"))
+        for step in self.channel:
+            reply = step.upload(reply, client.seed)
+        tensors = settle(dict(reply.tensors), self.device)
+        return Answer(client.id, replace(reply, tensors=tensors, state=Unchanged()), memory)
+
+    def gather(self, request: Request, answers: Sequence[Answer]) -> BlockResult:
+        """Checks, books and folds what the clients of a block sent: the server's side.
+
+        Args:
+            request: What was asked.
+            answers: The clients' answers, in the order of their ids, tensors on the site's device.
+
+        Raises:
+            ClientError: A reply differs from the others in its form, or holds NaN or infinity.
+        """
         uploaded: Counter[str] = Counter()
-        memories: dict[int, Any] = {}
         kind = "model" if isinstance(request.program, Local) else request.name
-        for client, reply in zip(clients, replies, strict=True):
-            if reply.state is not client.state and not isinstance(reply.state, Unchanged):
-                memories[client.id] = move(reply.state, cpu)
-            for step in self.channel:
-                reply = step.upload(reply, client.seed)
-            sent.append(reply)
+        replies = [answer.reply for answer in answers]
+        for reply in replies:
             for name, value in reply.tensors.items():
                 uploaded[name.split("/")[0] if "/" in name else kind] += (
                     value.numel() * value.element_size()
                 )
             uploaded["metrics"] += 8 * (1 + len(reply.metrics))
-        self._check(request, clients, sent)
+        self._check(request, answers)
         return BlockResult(
-            ids=tuple(client.id for client in clients),
-            total=None if request.reveal else fold(sent, self.equal),
-            replies=tuple(sent) if request.reveal else None,
-            memories=memories,
+            ids=tuple(answer.id for answer in answers),
+            total=None if request.reveal else fold(replies, self.equal),
+            replies=tuple(replies) if request.reveal else None,
+            memories={a.id: a.memory for a in answers if not isinstance(a.memory, Unchanged)},
             uploaded=dict(uploaded),
             steps=sum(reply.steps for reply in replies),
             examples=sum(reply.examples for reply in replies),
         )
 
-    def _check(self, request: Request, clients: Sequence[Client], replies: Sequence[Reply]) -> None:
-        at = request.position
-        first = (
-            {name: (value.shape, value.dtype) for name, value in replies[0].tensors.items()}
-            if replies
-            else {}
-        )
-        for client, reply in zip(clients, replies, strict=True):
-            if {name: (value.shape, value.dtype) for name, value in reply.tensors.items()} != first:
+    def _check(self, request: Request, answers: Sequence[Answer]) -> None:
+        first = _form(answers[0].reply) if answers else {}
+        for answer in answers:
+            if _form(answer.reply) != first:
                 reason = (
-                    f"its reply differs in names, shapes or types from client {clients[0].id}'s"
+                    f"its reply differs in names, shapes or types from client {answers[0].id}'s"
                 )
-                raise ClientError(client.id, at.stage, at.round, request.name, reason)
-            bad = not_finite(reply.tensors)
+                raise failure(request, answer.id, reason)
+            bad = not_finite(answer.reply.tensors)
             if bad is not None:
-                reason = f"its reply {bad!r} holds NaN or infinity; training diverged: lower training.local.lr"
-                raise ClientError(client.id, at.stage, at.round, request.name, reason)
+                reason = (
+                    f"its reply {bad!r} holds NaN or infinity; training diverged: "
+                    "lower training.local.lr"
+                )
+                raise failure(request, answer.id, reason)
+
+
+def failure(request: Request, client: int, reason: str) -> ClientError:
+    """Returns the error of a client whose program failed in an exchange."""
+    at = request.position
+    return ClientError(client, at.stage, at.round, request.name, reason)
+
+
+def _form(reply: Reply) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (value.shape, value.dtype) for name, value in reply.tensors.items()}

@@ -36,7 +36,8 @@ class ClientError(FedclError):
 
     def __init__(self, client: int, stage: int, round: int, program: str, reason: str) -> None:
         super().__init__(
-            f"program {program!r} of client {client} failed in stage {stage}, round {round}: {reason}"
+            f"program {program!r} of client {client} failed in stage {stage}, round {round}: "
+            f"{reason}"
         )
         self.client, self.stage, self.round, self.program = client, stage, round, program
         self.reason = reason

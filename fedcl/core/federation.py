@@ -1,4 +1,4 @@
-"""The only door between server and clients: what a method asks goes through here, and is booked here."""
+"""The only door between server and clients: what a method asks goes through and is booked here."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from fedcl.core.params import Params
 from fedcl.core.population import Memories
 from fedcl.core.seeds import numpy_generator, seed_of
 from fedcl.core.task import TaskInfo
-from fedcl.core.tree import bytes_by_kind, move
+from fedcl.core.tree import bytes_by_kind, settle
 from fedcl.core.wire import Vocabulary, encode
 
 
 class TooFewReplies(Exception):
-    """Fewer clients answered than `training.minimum`: the round is skipped or repeated, never half applied."""
+    """Fewer clients answered than `training.minimum`: the round is skipped or repeated."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Exchange:
 
 
 class Audit(Protocol):
-    """Who watches: what a file in `audits/` offers. It sees what the server sees and changes nothing."""
+    """Who watches: what a file in `audits/` offers. It sees what the server sees, no more."""
 
     def observe(self, exchange: Exchange) -> None:
         """Looks at one finished exchange."""
@@ -87,6 +87,7 @@ class Door:
         minimum: Replies that a round needs.
         availability: Chance that a client that is asked answers.
         audits: Watchers.
+        committed: Stage and round where a resumed run would start now.
         exchanges: Exchanges of the present round, not yet recorded.
     """
 
@@ -99,6 +100,7 @@ class Door:
     minimum: int = 1
     availability: float = 1.0
     audits: Sequence[Audit] = ()
+    committed: tuple[int, int] = (0, 0)
     exchanges: list[Exchange] = field(default_factory=list)
 
 
@@ -172,7 +174,9 @@ class Federation:
             for name, number in total.metrics.items()
             if total.weight > 0
         }
-        total = Aggregate(move(dict(total.total), self.device), total.weight, total.count, metrics)
+        total = Aggregate(
+            settle(dict(total.total), self.device), total.weight, total.count, metrics
+        )
         door = self._door
         for index in reversed(range(len(door.channel))):
             key = seed_of(
@@ -197,12 +201,12 @@ class Federation:
         """
         if hides_replies(self._door.channel):
             raise ExposureError(
-                f"program {program_name(program)!r} asks for single replies, but the channel hides them: "
-                "use fed.aggregate, another method, or a channel without secure aggregation"
+                f"program {program_name(program)!r} asks for single replies, but the channel hides "
+                "them: use fed.aggregate, another method, or a channel without secure aggregation"
             )
         position, results, start = self._exchange(program, message, clients, reveal=True)
         self._book(program, message, clients, position, results, start, None)
-        return [move(reply, self.device) for result in results for reply in result.replies or ()]
+        return [settle(reply, self.device) for result in results for reply in result.replies or ()]
 
     def _exchange(
         self,
@@ -216,7 +220,7 @@ class Federation:
         self._check_words(program)
         asked = self._available(position, sorted(self.cohort if clients is None else clients))
         start = time.perf_counter()
-        request = Request(position, program, message, reveal)
+        request = Request(position, program, message, reveal, door.committed)
         results = []
         for result in door.engine.run(request, asked, door.memories):
             door.memories.save(result.memories)
@@ -233,7 +237,8 @@ class Federation:
             encode(program, self._door.words)
         except TypeError as error:
             raise ConfigError(
-                f"program {program_name(program)!r} has no name that a client could look up: {error}"
+                f"program {program_name(program)!r} has no name that a client could look up: "
+                f"{error}"
             ) from error
 
     def _available(self, position: Position, ids: Sequence[int]) -> Sequence[int]:

@@ -1,4 +1,7 @@
-"""Which weights of a model have layer inputs, and these inputs as matrices: what projection and analytic methods need."""
+"""Which weights of a model have layer inputs, and these inputs as matrices.
+
+Projection and analytic methods need them.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from fedcl.core.params import Params
 
 
 def protected_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Returns the layers whose weights have layer inputs, by the name of the weight, in forward order."""
+    """Returns the layers whose weights have layer inputs, by weight, in order of registration."""
     return {
-        f"{name}.weight": module
+        f"{name}.weight".removeprefix("."): module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     }
@@ -27,9 +30,10 @@ def input_width(layer: nn.Linear | nn.Conv2d) -> int:
 def layer_inputs(model: nn.Module, params: Params, x: Tensor) -> dict[str, Tensor]:
     """Returns the input of every linear and convolution layer for inputs `x`, without dropout.
 
-    A linear layer's inputs are (rows, d). A convolution's are its patches (im2col with the layer's own padding,
-    stride and dilation), one row for each place of each example, so that the layer is `inputs @ W.T` with W the
-    weight as an (out, d) matrix. The groups of a grouped convolution share one space: their patches are stacked.
+    A linear layer's inputs are (rows, d). A convolution's are its patches (im2col with the layer's
+    own padding, stride and dilation), one row for each place of each example, so that the layer is
+    `inputs @ W.T` with W the weight as an (out, d) matrix. The groups of a grouped convolution
+    share one space: their patches are stacked.
 
     Args:
         model: The architecture.
@@ -59,7 +63,8 @@ def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """Returns the (n * places * groups, d) patches that a convolution multiplies with its weights.
 
     Args:
-        layer: The convolution: any kernel, padding (also `same` and the padding modes), stride, dilation, groups.
+        layer: The convolution: any kernel, padding (also `same` and the padding modes), stride,
+            dilation and groups.
         x: (n, channels, height, width) inputs of the layer.
     """
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -72,7 +77,7 @@ def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def append_one(model: nn.Module, name: str, inputs: Tensor) -> Tensor:
-    """Returns layer inputs (rows, d) with a column of ones when the layer has a bias, which is then its weight."""
+    """Returns layer inputs (rows, d) with a column of ones for the bias, if there is one."""
     if protected_layers(model)[name].bias is None:
         return inputs
     return torch.cat([inputs, inputs.new_ones((len(inputs), 1))], dim=1)

@@ -1,4 +1,4 @@
-"""Local training described by its parts, so that an engine may run one client or a whole block of them."""
+"""Local training described by its parts, so that an engine may run one client or a block."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ cross_entropy = CrossEntropy()
 
 
 def masked_logits(logits: Tensor, allowed: Tensor) -> Tensor:
-    """Returns logits with the lowest finite value where a class is not allowed.
+    """Returns logits with a very low value where a class is not allowed.
 
-    The value is finite so that an example of a class that is not allowed has a finite loss and gradient.
+    The value is finite so that an example of a class that is not allowed has a finite loss and
+    gradient.
     """
     return logits.masked_fill(~allowed, -1e9)
 
@@ -85,7 +86,8 @@ class Local:
     """One exchange of standard local training: the parts that a method may choose.
 
     Attributes:
-        loss: `loss(net, batch, task, message)` -> (n,) losses, each independent of the other examples.
+        loss: `loss(net, batch, task, message)` -> (n,) losses, each independent of the other
+            examples.
         penalty: `penalty(params, message)` -> a scalar that touches no data, or None.
         data: `data(client, message)` -> the examples to train on.
         keep: `keep(client, message, params)` -> the client's next memory.
@@ -102,19 +104,17 @@ class Local:
 
 
 class Trainer(Protocol):
-    """How one client trains: what a file in `trainers/` offers.
-
-    Attributes:
-        private: Whether its replies satisfy example-level differential privacy.
-    """
+    """How one client trains: what a file in `trainers/` offers."""
 
     @property
-    def private(self) -> bool: ...
+    def private(self) -> bool:
+        """Whether its replies satisfy example-level differential privacy."""
+        ...
 
     def __call__(self, local: Local) -> Program[Any]:
         """Returns the program that trains one client."""
         ...
 
     def block(self, local: Local, clients: Sequence[Client], message: Any) -> list[Reply]:
-        """Trains several clients as one batched computation; the replies stand in the clients' order."""
+        """Trains several clients as one batched computation; replies are in the clients' order."""
         ...

@@ -1,4 +1,7 @@
-"""Examples that a client remembers, each with the stage that it comes from and the logits that it is compared over."""
+"""Examples that a client remembers.
+
+Each comes with its stage and with the logits that it is compared over.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from fedcl.core.task import ClientTask, Examples, join
 
 @dataclass(frozen=True)
 class RowwiseCrossEntropy:
-    """Cross-entropy over the logits that each row allows (its column `head`), one value per example."""
+    """Cross-entropy over the logits that each row allows (column `head`), one value per example."""
 
     def __call__(self, net: Net, batch: Examples, task: ClientTask, message: object) -> Tensor:
         """Returns (n,) losses."""
@@ -41,8 +44,8 @@ def with_present(client: Client, remembered: Examples | None, separate: bool) ->
     Args:
         client: The client.
         remembered: Rows with the columns of `present_rows`, or None.
-        separate: Whether each task keeps its own logits (task-incremental); else all rows are compared over the
-            logits of the present stage.
+        separate: Whether each task keeps its own logits (task-incremental); else all rows are
+            compared over the logits of the present stage.
     """
     own = present_rows(client)
     if remembered is None:
@@ -56,7 +59,7 @@ def with_present(client: Client, remembered: Examples | None, separate: bool) ->
 
 
 def share_budget(rows: Examples, budget: int, order: Tensor) -> Examples:
-    """Returns as many rows as fit a budget of bytes, the same number of each stage (as far as it has them).
+    """Returns as many rows as fit a budget of bytes, equally many of each stage that has them.
 
     Args:
         rows: Rows with the column `stage`.

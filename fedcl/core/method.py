@@ -1,4 +1,4 @@
-"""A method: a federated continual-learning algorithm, both halves in one frozen dataclass in one file."""
+"""A method: a federated continual-learning algorithm, both halves in one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ S = TypeVar("S")
 
 
 class Method(ABC, Generic[S]):
-    """What a file in `methods/` derives its one class from; state is a frozen dataclass with `.params`.
+    """What a file in `methods/` derives its class from; S is a frozen dataclass with `.params`.
 
     Attributes:
         family: Kind of method, for listings: baseline, orthogonal, replay, ...
@@ -62,6 +62,6 @@ class Method(ABC, Generic[S]):
         return masked_logits(net(x), allowed)
 
     def personal(self, state: S, memory: Any) -> Params:
-        """Returns the parameters that a client with this memory is evaluated with: the global ones."""
+        """Returns the parameters that a client with this memory is evaluated with."""
         params: Params = state.params  # type: ignore[attr-defined]
         return params

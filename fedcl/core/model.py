@@ -1,4 +1,7 @@
-"""What fedcl asks of a model: a head over all classes, no mixing of examples, dropout that is a function of position."""
+"""What fedcl asks of a model.
+
+A head over all classes, no mixing of examples, dropout that is a function of position.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,15 @@ class Architecture(Protocol):
     """What a file in `models/` offers: a frozen dataclass of options."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        """Returns a network from (n, *shape) inputs to (n, classes) logits, whose last layer is `head`."""
+        """Returns a network from (n, *shape) to (n, classes) logits, whose last layer is `head`."""
         ...
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask is handed in from outside, so that looped and batched runs drop the same units.
+    """Dropout whose mask comes from outside, so that looped and batched runs drop the same units.
 
-    Without a mask (evaluation) it is the identity. A mask of 0 and 1/(1 - rate) is drawn by `draw` from a
-    generator that depends on the client and the step alone.
+    Without a mask (evaluation) it is the identity. A mask of 0 and 1/(1 - rate) is drawn by `draw`
+    from a generator that depends on the client and the step alone.
     """
 
     def __init__(self, rate: float, shape: Sequence[int]) -> None:
@@ -42,12 +45,14 @@ class Dropout(nn.Module):
         return keep.to(dtype) / (1.0 - self.rate)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns x times the mask, if there is one."""
         if self.mask is None:
             return x
         if self.mask.shape[0] != x.shape[0]:
             raise ValueError(
-                f"a dropout mask for {self.mask.shape[0]} rows met {x.shape[0]} rows: in a training loss, call "
-                "the network once on the batch, or on other rows through net.at(params)"
+                f"a dropout mask for {self.mask.shape[0]} rows met {x.shape[0]} rows: in a "
+                "training loss, call the network once on the batch, or on other rows through "
+                "net.at(params)"
             )
         return x * self.mask
 
@@ -81,7 +86,7 @@ class Net:
             return functional_call(self.model, dict(self.params), (x,))  # type: ignore[no-any-return]
 
     def at(self, params: Params) -> Net:
-        """Returns the same architecture with other parameters and without dropout, e.g. a teacher."""
+        """Returns the architecture with other parameters and without dropout, e.g. a teacher."""
         return Net(self.model, params)
 
 
@@ -103,13 +108,20 @@ def check_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ValueError(
-                f"layer {name!r} is a {type(module).__name__}: its statistics mix examples and cannot be averaged "
-                "over clients or batched; use GroupNorm instead"
+                f"layer {name!r} is a {type(module).__name__}: its statistics mix examples and "
+                "cannot be averaged over clients or batched; use GroupNorm instead"
             )
         if isinstance(module, nn.modules.dropout._DropoutNd):
             raise ValueError(
-                f"layer {name!r} is a {type(module).__name__}: its draws would depend on the engine; use "
-                "fedcl.core.model.Dropout, whose mask is a function of position"
+                f"layer {name!r} is a {type(module).__name__}: its draws would depend on the "
+                "engine; use fedcl.core.model.Dropout, whose mask is a function of position"
+            )
+        if isinstance(module, nn.RReLU) or (
+            isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout > 0
+        ):
+            raise ValueError(
+                f"layer {name!r} is a {type(module).__name__} that draws at random by itself: its "
+                "draws would depend on the engine; set its dropout to 0 or use another layer"
             )
     for name, _ in model.named_buffers():
         raise ValueError(

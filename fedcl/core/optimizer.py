@@ -1,4 +1,7 @@
-"""Server optimizers: what the server does with the mean change (Reddi et al., Adaptive federated optimization, ICLR 2021)."""
+"""Server optimizers: what the server does with the mean change.
+
+Reddi et al., Adaptive federated optimization, ICLR 2021.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,8 @@ def server_step(
     Args:
         change: Mean change of the cohort.
         moments: What the optimizer remembers.
-        kind: `mean` adds the change times `lr`; `momentum` is FedAvgM; `adam` is FedAdam (without bias correction,
-            as in the paper's Algorithm 2).
+        kind: `mean` adds the change times `lr`; `momentum` is FedAvgM; `adam` is FedAdam (without
+            bias correction, as in the paper's Algorithm 2).
         lr: Server learning rate.
         momentum: Decay of the first moment.
         second: Decay of the second moment.

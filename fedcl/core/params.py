@@ -1,4 +1,4 @@
-"""Model parameters as a mapping of names to tensors, and the little arithmetic that federations need."""
+"""Model parameters as a mapping of names to tensors, and the arithmetic that federations need."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Who takes part: clients are built for one exchange where their data lie, never kept as objects."""
+"""Who takes part: clients are built for one exchange where their data lie, and never kept."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from torch import nn
 from fedcl.core.client import Client
 from fedcl.core.seeds import numpy_generator
 from fedcl.core.stream import Stream
-from fedcl.core.tree import move
+from fedcl.core.tree import move, settle
 
 
 class Population(Protocol):
@@ -41,9 +41,9 @@ class Simulated:
     def client(self, id: int, stage: int, model: nn.Module, state: Any, seed: int) -> Client:
         """Returns a client for one exchange."""
         data = self.stream.train(id, stage)
-        data = move(type(data)(data.x.to(self.dtype), data.y, data.extra), self.device)
+        data = settle(type(data)(data.x.to(self.dtype), data.y, data.extra), self.device)
         task = move(self.stream.client_task(id, stage), self.device)
-        return Client(id, model, data, task, move(state, self.device), seed)
+        return Client(id, model, data, task, settle(state, self.device), seed)
 
 
 @dataclass
@@ -53,10 +53,13 @@ class Memories:
     Attributes:
         committed: Memory of each client that remembers something, as of the last finished round.
         pending: Memories that the present round has changed.
+        recall: Fetches a memory that an engine leaves with its client, for the simulator's own view
+            (`fedcl.core.client.Kept` stands here for it); None where memories lie here.
     """
 
     committed: dict[int, Any] = field(default_factory=dict)
     pending: dict[int, Any] = field(default_factory=dict)
+    recall: Callable[[int, Any], Any] | None = None
 
     def load(self, ids: Iterable[int]) -> dict[int, Any]:
         """Returns the memories of those of `ids` that remember something."""
@@ -66,6 +69,11 @@ class Memories:
             if value is not None:
                 found[id] = value
         return found
+
+    def look(self, id: int) -> Any:
+        """Returns the memory of one client, wherever it lies; None when it has none."""
+        value = self.load((id,)).get(id)
+        return value if self.recall is None or value is None else self.recall(id, value)
 
     def save(self, memories: Mapping[int, Any]) -> None:
         """Keeps changed memories until the round is committed or dropped."""
@@ -93,8 +101,8 @@ def sample(members: Sequence[int], size: int, how: str, seed: int, turn: int) ->
     Args:
         members: Clients with data at this stage; never enumerated.
         size: Cohort size (the expected one under `poisson`); 0 means all members.
-        how: `fixed` (without replacement), `poisson` (each by itself, so the size varies and may be 0),
-            or `round_robin` (the next `size` members in turn).
+        how: `fixed` (without replacement), `poisson` (each by itself, so the size varies and may be
+            0), or `round_robin` (the next `size` members in turn).
         seed: Seed of this stage and round.
         turn: Number of the round in the stage.
     """
@@ -111,5 +119,5 @@ def sample(members: Sequence[int], size: int, how: str, seed: int, turn: int) ->
 
 
 def _binomial(trials: int, chance: float, seed: int) -> int:
-    """Poisson sampling of a population: its size is binomial, and given the size every subset is as likely."""
+    """Returns the size of a Poisson sample: given it, every subset of that size is as likely."""
     return int(numpy_generator(seed, "poisson").binomial(trials, chance))

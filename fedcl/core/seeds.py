@@ -1,4 +1,4 @@
-"""Randomness as a function of position: every draw has a seed made of where it happens, never of what ran before.
+"""Randomness as a function of position: a draw's seed says where it happens, not what ran before.
 
 So results do not depend on the number of workers, and a resumed run needs no saved generator.
 """
@@ -6,6 +6,7 @@ So results do not depend on the number of workers, and a resumed run needs no sa
 from __future__ import annotations
 
 import hashlib
+from operator import index
 
 import numpy as np
 import torch
@@ -17,7 +18,10 @@ def seed_of(*position: int | str) -> int:
     Args:
         position: Integers and words; different positions give independent seeds.
     """
-    text = "/".join(f"{type(part).__name__}:{part}" for part in position)
+    # NumPy's integers count as integers: ids come from arrays as well as from ranges.
+    text = "/".join(
+        f"str:{part}" if isinstance(part, str) else f"int:{index(part)}" for part in position
+    )
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 

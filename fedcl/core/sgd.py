@@ -1,14 +1,14 @@
-"""Local stochastic gradient descent, written once for one client (a loop) and once for a block of clients (vmap).
+"""Local stochastic gradient descent: once for one client (a loop), once for a block of them (vmap).
 
-Both visit the same rows in the same order with the same dropout masks, all functions of the client's seed, so
-they differ by rounding alone. The loop does the operations of `torch.optim.SGD` in its order: its bits are plain
-PyTorch's.
+Both visit the same rows in the same order with the same dropout masks, all functions of the
+client's seed, so they differ by rounding alone. The loop does the operations of `torch.optim.SGD`
+in its order: its bits are plain PyTorch's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.func import grad_and_value, vmap
 
 from fedcl.core.client import Client
 from fedcl.core.local import Local
-from fedcl.core.model import Net, dropouts
+from fedcl.core.model import Dropout, Net, dropouts
 from fedcl.core.seeds import torch_generator
 from fedcl.core.task import ClientTask, Examples
 
@@ -58,18 +58,11 @@ def batches(rows: int, settings: Settings, seed: int) -> list[Tensor]:
     return steps[: settings.steps]
 
 
-def _draw_masks(
-    model: nn.Module, settings: Settings, steps: int, seed: int, dtype: torch.dtype
-) -> list[list[Tensor]]:
-    """Returns dropout masks by step and layer, always for a full batch, so that padding changes nothing."""
-    layers = dropouts(model)
-    if not layers:
-        return [[] for _ in range(steps)]
-    generator = torch_generator(seed, "dropout")
-    return [
-        [layer.draw(settings.batch_size, generator, dtype) for layer in layers]
-        for _ in range(steps)
-    ]
+def _draw(
+    layers: Sequence[Dropout], settings: Settings, generator: torch.Generator, dtype: torch.dtype
+) -> list[Tensor]:
+    """Returns one step's dropout masks, always of a full batch, so that padding changes no draw."""
+    return [layer.draw(settings.batch_size, generator, dtype) for layer in layers]
 
 
 @dataclass(frozen=True)
@@ -103,10 +96,7 @@ def train_one(local: Local, settings: Settings, client: Client, message: Any) ->
     layers = dropouts(client.model)
     generator = torch_generator(client.seed, "dropout")
     for rows in steps:
-        masks = [
-            layer.draw(settings.batch_size, generator, dtype)[: len(rows)].to(device)
-            for layer in layers
-        ]
+        masks = [mask[: len(rows)].to(device) for mask in _draw(layers, settings, generator, dtype)]
         loss = local.loss(
             Net(client.model, params, masks), data.take(rows.to(device)), client.task, message
         ).mean()
@@ -141,7 +131,6 @@ def train_block(
         batches(len(share), settings, client.seed)
         for share, client in zip(shares, clients, strict=True)
     ]
-    longest = max(map(len, plans))
     first = next(iter(message.params.values()))
     dtype, device = first.dtype, first.device
     params = {
@@ -149,22 +138,26 @@ def train_block(
     }
     momenta: dict[str, Tensor] | None = None
     data = _stack(shares)
-    rows, weights = _pad(plans, longest, settings.batch_size, dtype)
-    drawn = [
-        _draw_masks(model, settings, len(plan), client.seed, dtype)
-        for plan, client in zip(plans, clients, strict=True)
-    ]
-    tasks = ClientTask(
-        *(
-            torch.stack(c)
-            for c in zip(*(vars(client.task).values() for client in clients), strict=True)
-        )
-    )
+    rows, weights = _pad(plans, dtype)
+    layers = dropouts(model)
+    generators = [torch_generator(client.seed, "dropout") for client in clients]
+    blank = [torch.ones((settings.batch_size, *layer.shape), dtype=dtype) for layer in layers]
+    tasks = {
+        f.name: torch.stack([getattr(client.task, f.name) for client in clients])
+        for f in fields(ClientTask)
+    }
     step = _step_function(local, model, message)
     index = torch.arange(len(clients), device=device)[:, None]
     total = torch.zeros(len(clients), dtype=torch.float64, device=device)
-    for s in range(longest):
-        masks = _masks_of_step(model, drawn, s, settings.batch_size, dtype, device)
+    for s in range(rows.shape[1]):
+        # A client that has finished has no masks to draw; ones are as good as any.
+        drawn = [
+            _draw(layers, settings, generator, dtype) if s < len(plan) else blank
+            for plan, generator in zip(plans, generators, strict=True)
+        ]
+        masks = [
+            torch.stack(own)[:, : rows.shape[2]].to(device) for own in zip(*drawn, strict=True)
+        ]
         chosen = rows[:, s].to(device)
         weight = weights[:, s].to(device)
         active = weight.sum(1) > 0
@@ -173,7 +166,7 @@ def train_block(
             data.y[index, chosen],
             {k: v[index, chosen] for k, v in data.extra.items()},
         )
-        gradients, losses = step(params, batch, weight, vars(tasks), masks)
+        gradients, losses = step(params, batch, weight, tasks, masks)
         if settings.weight_decay:
             gradients = {
                 k: g.add(params[k], alpha=settings.weight_decay) for k, g in gradients.items()
@@ -193,7 +186,8 @@ def train_block(
     result = []
     for k, plan in enumerate(plans):
         mean = float(total[k]) / len(plan) if plan else float("nan")
-        own = {name: value[k].detach() for name, value in params.items()}
+        # A copy: a view would keep, and carry to other processes, the whole block's parameters.
+        own = {name: value[k].clone() for name, value in params.items()}
         result.append(Trained(own, mean, len(plan), sum(map(len, plan))))
     return result
 
@@ -229,38 +223,20 @@ def _stack(shares: Sequence[Examples]) -> Examples:
             row[: len(column)] = column
         return out
 
+    if any(share.extra.keys() != shares[0].extra.keys() for share in shares):
+        raise ValueError("the examples of one block have different extra columns")
     extra = {key: padded([share.extra[key] for share in shares]) for key in shares[0].extra}
     return Examples(padded([s.x for s in shares]), padded([s.y for s in shares]), extra)
 
 
-def _pad(
-    plans: list[list[Tensor]], longest: int, batch: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Returns (clients, steps, batch) rows and 0/1 weights."""
-    rows = torch.zeros((len(plans), longest, batch), dtype=torch.int64)
-    weights = torch.zeros((len(plans), longest, batch), dtype=dtype)
+def _pad(plans: list[list[Tensor]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Returns (clients, steps, batch) rows and 0/1 weights, as long and as wide as the longest."""
+    longest = max(map(len, plans))
+    widest = max((len(chosen) for plan in plans for chosen in plan), default=0)
+    rows = torch.zeros((len(plans), longest, widest), dtype=torch.int64)
+    weights = torch.zeros((len(plans), longest, widest), dtype=dtype)
     for k, plan in enumerate(plans):
         for s, chosen in enumerate(plan):
             rows[k, s, : len(chosen)] = chosen
             weights[k, s, : len(chosen)] = 1.0
     return rows, weights
-
-
-def _masks_of_step(
-    model: nn.Module,
-    drawn: list[list[list[Tensor]]],
-    step: int,
-    batch: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> list[Tensor]:
-    """Returns the (clients, batch, ...) dropout masks of one step; a client that has finished gets ones."""
-    masks = []
-    for index, layer in enumerate(dropouts(model)):
-        blank = torch.ones((batch, *layer.shape), dtype=dtype)
-        masks.append(
-            torch.stack([own[step][index] if step < len(own) else blank for own in drawn]).to(
-                device
-            )
-        )
-    return masks

@@ -2,84 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from fedcl.core.dataset import Dataset, IntArray
+from fedcl.core.scenario import InputTransform as InputTransform
+from fedcl.core.scenario import Order as Order
+from fedcl.core.scenario import Partition as Partition
+from fedcl.core.scenario import Task as Task
 from fedcl.core.task import ClientTask, Examples, ScenarioKind, TaskInfo, class_mask
 
 T = TypeVar("T")
-
-
-class InputTransform(Protocol):
-    """How a task changes its inputs: a frozen dataclass, so that it can travel to a worker."""
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Maps (n, ...) float32 inputs to inputs of the same shape."""
-        ...
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is learnt: rows of the data set, and a change of their inputs.
-
-    Attributes:
-        index: Number of the task, from 0.
-        name: Short name for plots.
-        classes: Classes that occur in it.
-        train: Rows of the training split that belong to it (hold-outs already taken away).
-        test: Rows of the test split.
-        validation: Rows of the training split held out for tuning.
-        public: Rows of the training split that everybody may use.
-        transform: Change of the inputs, or None.
-    """
-
-    index: int
-    name: str
-    classes: tuple[int, ...]
-    train: IntArray
-    test: IntArray
-    validation: IntArray
-    public: IntArray
-    transform: InputTransform | None = None
-
-
-class Partition(Protocol):
-    """Who holds what: divides one task's rows among clients."""
-
-    def divide(
-        self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
-    ) -> tuple[IntArray, IntArray]:
-        """Returns `(order, offsets)`: client i holds `order[offsets[i]:offsets[i + 1]]`.
-
-        Args:
-            labels: (n,) labels of the task's rows.
-            columns: Further (n,) columns of these rows.
-            clients: Number of clients.
-            seed: Seed of this task's division.
-        """
-        ...
-
-
-class Order(Protocol):
-    """When each client meets what."""
-
-    def stages(self, tasks: int) -> int:
-        """Returns the number of stages of a stream of `tasks` tasks."""
-        ...
-
-    def task_at(self, client: int, stage: int, tasks: int, seed: int) -> int | None:
-        """Returns the task that a client meets at a stage, or None when it has no data then."""
-        ...
-
-    @property
-    def shared(self) -> bool:
-        """Whether every client meets task t at stage t."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -123,8 +60,15 @@ class Stream:
 
     @property
     def stages(self) -> int:
-        """Number of stages."""
-        return self.order.stages(len(self.tasks))
+        """Number of stages, up to the last one at which a client has data."""
+
+        def count() -> int:
+            last = self.order.stages(len(self.tasks))
+            while last > 1 and not self.meets(last - 1):
+                last -= 1
+            return last
+
+        return self._once("stages", count)
 
     @property
     def classes(self) -> int:
@@ -132,7 +76,7 @@ class Stream:
         return self.dataset.classes
 
     def shares(self, task: int) -> tuple[IntArray, IntArray]:
-        """Returns `(rows, offsets)`: client i holds training rows `rows[offsets[i]:offsets[i + 1]]` of the task."""
+        """Returns `(rows, offsets)`: client i trains on `rows[offsets[i]:offsets[i + 1]]`."""
 
         def divide() -> tuple[IntArray, IntArray]:
             pool = self.tasks[task].train
@@ -156,19 +100,22 @@ class Stream:
 
     def members(self, stage: int) -> Sequence[int]:
         """Returns the ids of the clients with data at a stage, ascending."""
-        if self.order.shared:
-            sizes = np.diff(self.shares(stage)[1])
-            return (
-                range(self.clients) if bool(np.all(sizes > 0)) else np.flatnonzero(sizes).tolist()
-            )
 
-        def members() -> list[int]:
-            return [i for i in range(self.clients) if self.task_at(i, stage) is not None]
+        def members() -> Sequence[int]:
+            everyone = range(self.clients)
+            if not self.order.shared:
+                return [client for client in everyone if self.task_at(client, stage) is not None]
+            sizes = np.diff(self.shares(stage)[1])
+            return everyone if bool(np.all(sizes > 0)) else np.flatnonzero(sizes).tolist()
 
         return self._once(("members", stage), members)
 
+    def meets(self, stage: int) -> bool:
+        """Returns whether any client has data at a stage; stops at the first that has."""
+        return any(self.task_at(client, stage) is not None for client in range(self.clients))
+
     def history(self, client: int, stage: int) -> tuple[int, ...]:
-        """Returns the tasks that a client has met up to a stage, that stage included, in its own order."""
+        """Returns the tasks that a client has met up to and with a stage, in its own order."""
         met = (self.task_at(client, earlier) for earlier in range(stage + 1))
         return tuple(task for task in met if task is not None)
 
@@ -178,8 +125,8 @@ class Stream:
             return (stage,)
 
         def met() -> tuple[int, ...]:
-            tasks = (self.task_at(client, stage) for client in range(self.clients))
-            return tuple(sorted({task for task in tasks if task is not None}))
+            tasks = {self.task_at(client, stage) for client in self.members(stage)}
+            return tuple(sorted(task for task in tasks if task is not None))
 
         return self._once(("present", stage), met)
 
@@ -241,7 +188,7 @@ class Stream:
         return self._examples(chosen, "train", chosen.validation)
 
     def owners(self, task: int, split: str) -> IntArray | None:
-        """Returns the client that each held-out row of a task belongs to, or None when nobody owns any."""
+        """Returns the owner of each held-out row of a task (-1: unknown), or None."""
         table = self.dataset.test if split == "test" else self.dataset.train
         rows = self.tasks[task].test if split == "test" else self.tasks[task].validation
         if not self.natural or self.natural not in table.columns:

@@ -1,4 +1,4 @@
-"""Orthonormal bases of layer inputs: Gram matrices, their packing, and the choice of rank by energy."""
+"""Orthonormal bases of layer inputs: Gram matrices, their packing, the choice of rank by energy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def unpack(packed: Tensor) -> Tensor:
 
 
 def needed_rank(energies: Tensor, share: float) -> int:
-    """Returns the smallest k such that the k largest energies make up at least `share` of their sum.
+    """Returns the smallest k whose k largest energies make up at least `share` of their sum.
 
     Args:
         energies: Squared singular values, descending, at least 0.
@@ -48,20 +48,41 @@ def needed_rank(energies: Tensor, share: float) -> int:
 
 
 def extend(basis: Tensor | None, directions: Tensor) -> Tensor:
-    """Returns an orthonormal basis of the old columns and the new directions, both (d, ...), in float64."""
-    directions = directions.double()
-    if basis is None or basis.shape[1] == 0:
-        return torch.linalg.qr(directions).Q
-    # Twice is enough (Kahan, Parlett): one projection leaves rounding errors along the old columns.
+    """Returns an orthonormal basis of the old columns and of what new directions add to them.
+
+    Args:
+        basis: (d, k) orthonormal columns, which stay the first ones; or None.
+        directions: (d, m); those that lie in the span of the others add no column.
+
+    Returns:
+        (d, k + r) float64, r at most m and d - k.
+    """
+    fresh = directions.double()
+    old = fresh[:, :0] if basis is None else basis.double()
+    least = 1e-10 * float(fresh.norm())
+    # Twice is enough (Kahan, Parlett): what is left of a direction that lies almost in the span of
+    # the old columns is mostly rounding errors along them, which the second pass takes away.
     for _ in range(2):
-        directions = directions - basis @ (basis.T @ directions)
-    room = basis.shape[0] - basis.shape[1]
-    fresh = torch.linalg.qr(directions[:, :room]).Q
-    return torch.cat([basis, fresh], dim=1)
+        fresh = _orthonormal(fresh - old @ (old.T @ fresh), least)
+        least = 0.5
+    return torch.cat([old, fresh], dim=1)
+
+
+def _orthonormal(columns: Tensor, least: float) -> Tensor:
+    """Returns an orthonormal basis of columns (d, m), without directions smaller than `least`."""
+    q, r = torch.linalg.qr(columns)
+    # QR is several times faster, but does not say what to leave out when columns are dependent.
+    if columns.shape[1] <= columns.shape[0] and bool((r.diagonal().abs() > least).all()):
+        return q
+    vectors, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
+    return vectors[:, sizes > least]
 
 
 def project_out(change: Tensor, basis: Tensor | None) -> Tensor:
-    """Returns a weight's change without its part along the basis: `C (I - U U^T)`, C seen as (out, d), in float64."""
+    """Returns a weight's change without its part along the basis, in float64.
+
+    That is `C (I - U U^T)`, with the change C seen as (out, d).
+    """
     if basis is None or basis.shape[1] == 0:
         return change
     flat = change.double().flatten(1)
@@ -74,7 +95,8 @@ def project_layers(step: Params, basis: Mapping[str, Tensor], biases: bool) -> d
 
     Args:
         step: Step by name of the parameter.
-        basis: (d, k) basis by name of the weight; with `biases`, (d + 1, k) for a layer that has a bias.
+        basis: (d, k) basis by name of the weight; with `biases`, (d + 1, k) for a layer that has a
+            bias.
         biases: Whether a layer's bias counts as the weight of a constant input.
     """
     projected = dict(step)

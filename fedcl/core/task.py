@@ -80,7 +80,8 @@ class ClientTask:
         present: (classes,) bool, classes of that task.
         seen: (classes,) bool, classes that this client has met, now included.
         head: (classes,) bool, the logits that training compares: the task's classes in the
-            task-incremental scenario, those the federation has seen in the class-incremental one, else all.
+            task-incremental scenario, those the federation has seen in the class-incremental one,
+            else all.
     """
 
     index: Tensor

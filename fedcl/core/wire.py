@@ -1,19 +1,20 @@
-"""One codec for wire, store and checkpoint: values become named tensors and a text of their structure.
+"""One codec for wire, store and checkpoint: a value becomes named tensors and a text.
 
-Only tensors, numbers, strings, None, tuples, lists, mappings with string keys, `Examples` and other frozen
-dataclasses of a known vocabulary can be written, and reading looks names up in that vocabulary: nothing that is
-read can name code to run. Programs are written by the name of their parts.
+Only tensors, numbers, strings, None, tuples, lists, mappings, `Examples` and other frozen
+dataclasses of a known vocabulary can be written, and reading looks names up in that vocabulary:
+nothing that is read can name code to run. Programs are written by the name of their parts.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from fedcl.core import client, local, memory, optimizer, task
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The names that may stand in a message: dataclasses and functions of core, and one method's own.
+    """The names that may stand in a message: those of core, and one method's own.
 
     Attributes:
         classes: Frozen dataclasses by name.
@@ -68,6 +69,30 @@ def encode(value: Any, words: Vocabulary) -> tuple[dict[str, Tensor], str]:
         words: What may be named.
     """
     tensors: dict[str, Tensor] = {}
+    # A tensor that occurs twice is written once. It is kept, so that its id stays its own.
+    written: dict[int, tuple[Tensor, str]] = {}
+    storages: set[int] = set()
+
+    def put(item: Tensor) -> str:
+        if id(item) not in written:
+            written[id(item)] = item, f"t{len(written)}"
+            whole = item.detach().cpu().contiguous()
+            place = whole.untyped_storage().data_ptr()
+            # safetensors refuses two views of one memory.
+            tensors[written[id(item)][1]] = whole.clone() if place in storages else whole
+            storages.add(place)
+        return written[id(item)][1]
+
+    return tensors, json.dumps(_structure(value, words, put))
+
+
+def check(value: Any, words: Vocabulary) -> None:
+    """Raises TypeError that names what `encode` cannot write, without touching a tensor."""
+    _structure(value, words, lambda item: "")
+
+
+def _structure(value: Any, words: Vocabulary, put: Callable[[Tensor], str]) -> Any:
+    """Returns a value as JSON allows it, with the names that `put` gives to its tensors."""
 
     def walk(item: Any) -> Any:
         if item is None or isinstance(item, bool | int | str):
@@ -75,8 +100,7 @@ def encode(value: Any, words: Vocabulary) -> tuple[dict[str, Tensor], str]:
         if isinstance(item, float):
             return {"float": item.hex()}  # exact, and infinities have a spelling
         if isinstance(item, Tensor):
-            tensors[f"t{len(tensors)}"] = item.detach().contiguous().cpu()
-            return {"tensor": f"t{len(tensors) - 1}"}
+            return {"tensor": put(item)}
         if isinstance(item, tuple | list):
             return {"tuple" if isinstance(item, tuple) else "list": [walk(part) for part in item]}
         if isinstance(item, Mapping):
@@ -102,21 +126,26 @@ def encode(value: Any, words: Vocabulary) -> tuple[dict[str, Tensor], str]:
                 "fields": {f.name: walk(getattr(item, f.name)) for f in fields(item)},
             }
         raise TypeError(
-            f"{type(item).__name__} {getattr(item, '__qualname__', '')!r} cannot travel: use tensors, numbers, strings, "
-            "tuples, mappings, frozen dataclasses of fedcl.core or of the method's file, and functions of "
-            "fedcl.core.local or of the method's client_half (no lambdas, closures or partials)"
+            f"{type(item).__name__} {getattr(item, '__qualname__', '')!r} cannot travel: use "
+            "tensors, numbers, strings, tuples, mappings, frozen dataclasses of fedcl.core or of "
+            "the method's file, and functions of fedcl.core.local or of the method's client_half "
+            "(no lambdas, closures or partials)"
         )
 
-    return tensors, json.dumps(walk(value))
+    return walk(value)
 
 
 def decode(tensors: Mapping[str, Tensor], text: str, words: Vocabulary) -> Any:
-    """Returns the value that `encode` wrote; raises ValueError for a name outside the vocabulary."""
+    """Returns the value that `encode` wrote.
+
+    Raises:
+        ValueError: A name is outside the vocabulary, or the text is none of `encode`'s.
+    """
 
     def build(item: Any) -> Any:
         if not isinstance(item, dict):
             return item
-        kind, body = next(iter(item.items()))
+        kind, body = next(iter(item.items()), ("nothing", ""))
         if kind == "float":
             return float.fromhex(body)
         if kind == "tensor":
@@ -136,10 +165,14 @@ def decode(tensors: Mapping[str, Tensor], text: str, words: Vocabulary) -> Any:
                 **{name: build(part) for name, part in item["fields"].items()}
             )
         raise ValueError(
-            f"{kind} {body!r} is not known here: method, config or version differ between the two sides"
+            f"{kind} {body!r} is not known here: method, config or version differ between the two "
+            "sides"
         )
 
-    return build(json.loads(text))
+    try:
+        return build(json.loads(text))
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the text does not describe a value: {error!r}") from error
 
 
 def dumps(value: Any, words: Vocabulary) -> bytes:
@@ -149,7 +182,11 @@ def dumps(value: Any, words: Vocabulary) -> bytes:
 
 
 def loads(data: bytes, words: Vocabulary) -> Any:
-    """Returns the value that `dumps` wrote."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    return decode(safetensors.torch.load(data), header["__metadata__"]["structure"], words)
+    """Returns the value that `dumps` wrote; raises ValueError for anything else."""
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        text = header["__metadata__"]["structure"]
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"these bytes are not a value of fedcl: {error!r}") from error
+    return decode(tensors, text, words)

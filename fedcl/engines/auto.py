@@ -65,7 +65,7 @@ class Auto:
             return "serial", f"{together} clients at a time are too few to batch"
         if not linear:
             return "serial", "batching clients gains little for convolutions on a CPU"
-        if batch_size > 128:
+        if batch_size >= 64:
             return "serial", f"batches of {batch_size} already fill the processor"
         return "vectorized", f"{together} clients at a time, linear layers, batches of {batch_size}"
 

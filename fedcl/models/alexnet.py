@@ -1,6 +1,7 @@
-"""The AlexNet-like network of FOT and GPM for 32x32 images: three convolutions, two linear layers, no biases.
+"""The AlexNet-like network of FOT and GPM for 32x32 images, without biases.
 
-Serra et al., Overcoming catastrophic forgetting with hard attention to the task, ICML 2018; Bakman et al., ICLR 2024.
+Serra et al., Overcoming catastrophic forgetting with hard attention to the task, ICML 2018;
+Bakman et al., ICLR 2024.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ __all__ = ["Alexnet"]
 
 @dataclass(frozen=True)
 class Alexnet:
-    """Convolutions 64@4x4, 128@3x3, 256@2x2, each with ReLU, dropout and 2x2 pooling; linear 2048, 2048; head.
+    """Convolutions 64@4x4, 128@3x3, 256@2x2 with ReLU, dropout, 2x2 pooling; 2048, 2048, head.
 
     Attributes:
         width: Factor for all widths: 1.0 is the published network.
@@ -33,10 +34,11 @@ class Alexnet:
             raise ValueError(f"dropout rates must lie in [0, 1), not {list(self.dropout)}")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        """Returns the network for (n, channels, height, width) images of at least 20x20."""
+        """Returns the network for (n, channels, height, width) images of at least 19x19."""
         if len(shape) != 3:
             raise ValueError(
-                f"alexnet needs images (channels, height, width), not inputs of shape {shape}; try mlp"
+                f"alexnet needs images (channels, height, width), not inputs of shape {shape}; "
+                "try mlp"
             )
         channels, height, width = shape
         early, late = self.dropout
@@ -50,7 +52,7 @@ class Alexnet:
             height, width = height - kernel + 1, width - kernel + 1
             if min(height, width) < 2:
                 raise ValueError(
-                    f"images of {shape[1]}x{shape[2]} are too small for alexnet (20x20 at least)"
+                    f"images of {shape[1]}x{shape[2]} are too small for alexnet (19x19 at least)"
                 )
             layers.add_module(f"drop{index}", Dropout(rate, (filters, height, width)))
             layers.add_module(f"pool{index}", nn.MaxPool2d(2))

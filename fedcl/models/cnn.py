@@ -1,4 +1,4 @@
-"""A small convolutional network: blocks of 3x3 convolution, GroupNorm, ReLU and pooling, then a linear head."""
+"""A small convolutional network: blocks of 3x3 convolution, GroupNorm, ReLU, pooling; a head."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Cnn"]
 
 @dataclass(frozen=True)
 class Cnn:
-    """Convolution blocks and a head; works on any image of at least 2 ** len(channels) pixels a side.
+    """Convolution blocks and a head, for images of at least 2 ** len(channels) pixels a side.
 
     Attributes:
         channels: Channels of the blocks; each block halves the image.
@@ -32,6 +32,8 @@ class Cnn:
             raise ValueError(
                 f"channels must be at least one number above 0, not {list(self.channels)}"
             )
+        if self.groups < 0:
+            raise ValueError(f"groups must be at least 0, not {self.groups}")
         if self.groups and any(c % self.groups for c in self.channels):
             raise ValueError(
                 f"groups = {self.groups} must divide every number of channels {list(self.channels)}"

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedcl.reporting.style import (
-    BLACK,
     BLUE,
     CYCLE,
     GREY,
@@ -21,6 +20,7 @@ from fedcl.reporting.style import (
     ORANGE,
     PALE,
     RED,
+    WIDTH,
     accuracy_axis,
     page,
     percent,
@@ -62,19 +62,19 @@ def accuracy_matrix(matrix: Sequence[Sequence[float | None]], rows: str, columns
     values = np.full((height, width), np.nan)
     for i, row in enumerate(matrix):
         values[i, : len(row)] = percent(row)
-    cell = 0.78 if width <= 8 else 0.5
-    figure = page(max(1.9 + cell * width, 3.6), max(1.1 + 0.8 * cell * height, 2.1))
+    small = width > 10
+    figure = page(min(1.9 + 1.1 * width, WIDTH), 1.1 + (0.34 if small else 0.55) * height)
     axes = figure.add_subplot()
     axes.grid(visible=False)
     axes.set_facecolor("#f3f4f6")
     image = axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    bar = figure.colorbar(image, ax=axes, label="accuracy [%]", pad=0.02)
+    bar = figure.colorbar(image, ax=axes, label="accuracy [%]", pad=0.02, aspect=28)
     bar.outline.set_visible(False)
-    size = 9.5 if width <= 8 else 7.0
+    size = 7.0 if small else 9.5
     for i, j in np.ndindex(height, width):
         value = values[i, j]
         text, colour = ("–", GREY) if np.isnan(value) else (f"{value:.1f}", "white")
-        colour = "black" if value > 55 else colour
+        colour = "black" if value > 47 else colour
         weight = "bold" if i == j else "normal"
         if width <= 25:
             axes.text(j, i, text, ha="center", va="center", color=colour, size=size, weight=weight)
@@ -102,7 +102,7 @@ def task_curves(
     """
     if len(curves) > 6:
         return _small_multiples(curves, ends, learnt=bool(mean))
-    figure = page(8.2, 4.0)
+    figure = page(WIDTH, 4.0)
     axes = figure.add_subplot()
     stage_borders(axes, ends)
     for (task, curve), colour, marker in zip(curves.items(), CYCLE, MARKERS, strict=False):
@@ -112,10 +112,10 @@ def task_curves(
         axes.plot(x[x <= start], y[x <= start], linestyle=(0, (1, 2)), linewidth=1.2, color=colour)
         axes.plot(x[x >= start], y[x >= start], marker=marker, ms=4, label=f"task {task}", **style)
     if mean and len(curves) > 1:
-        axes.plot(list(mean), percent(mean.values()), color=BLACK, linewidth=2.6, alpha=0.75,
-                  label="mean of tasks\nmet so far", zorder=2)  # fmt: skip
+        axes.plot(list(mean), percent(mean.values()), color="#aab2bd", linewidth=5,
+                  label="mean of tasks\nmet so far", zorder=1.5)  # fmt: skip
     accuracy_axis(axes)
-    axes.set(xlabel="finished rounds", xlim=(0, max(ends[-1], 1)))
+    axes.set(xlabel="finished rounds", xlim=(-0.01 * ends[-1], 1.015 * max(ends[-1], 1)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
@@ -126,7 +126,8 @@ def _small_multiples(
 ) -> Figure:
     columns = 4 if len(curves) <= 12 else 5
     rows = math.ceil(len(curves) / columns)
-    figure = page(8.8, 0.7 + 1.35 * rows)
+    figure = page(WIDTH, 0.7 + 1.35 * rows)
+    figure.set_layout_engine("constrained", wspace=0.05)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, (task, curve) in zip(panels.flat, curves.items(), strict=False):
         for other in curves.values():
@@ -151,7 +152,7 @@ def forgetting(values: Mapping[str, float | None]) -> Figure:
     Args:
         values: Differences of accuracies, as fractions, by the name of the formula.
     """
-    figure = page(8.2, 0.75 + 0.42 * len(values))
+    figure = page(WIDTH, 0.75 + 0.42 * len(values))
     axes = figure.add_subplot()
     widths = percent(values.values())
     finite = [0.0, *(width for width in widths if math.isfinite(width))]
@@ -187,7 +188,7 @@ def clients(spreads: Sequence[Spread]) -> Figure:
     """
     first = spreads[0].values
     ranked = sorted(first, key=lambda client: first[client])
-    figure = page(8.2, 0.8 + 2.3 * len(spreads))
+    figure = page(WIDTH, 0.8 + 2.3 * len(spreads))
     panels = figure.subplots(len(spreads), sharex=True, squeeze=False).flat
     for axes, spread in zip(panels, spreads, strict=True):
         _spread(axes, spread, ranked)
@@ -219,29 +220,28 @@ def _spread(axes: Axes, spread: Spread, ranked: Sequence[int]) -> None:
 
 
 @png
-def traffic(up: Mapping[str, float], down: Mapping[str, float]) -> Figure:
-    """Draws the bytes of the whole run by kind of payload, up and down.
+def traffic(names: Sequence[str], flows: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draws the bytes of the whole run by kind of payload.
 
     Args:
-        up: Bytes from the clients by kind.
-        down: Bytes to the clients by kind.
+        names: Kinds from top to bottom.
+        flows: Bytes by kind, `up` from the clients and `down` to them.
     """
-    kinds = sorted({*up, *down}, key=lambda kind: -up.get(kind, 0) - down.get(kind, 0))
-    top = max([*up.values(), *down.values(), 1])
+    top = max(1, *(size for flow in flows.values() for size in flow.values()))
     factor, name = unit(top)
-    figure = page(8.2, 0.9 + 0.62 * len(kinds))
+    figure = page(WIDTH, 0.9 + 0.62 * len(names))
     axes = figure.add_subplot()
     for offset, flow, colour, label in (
-        (-0.19, up, BLUE, "up (from the clients)"),
-        (0.19, down, ORANGE, "down (to the clients)"),
+        (-0.19, flows.get("up", {}), BLUE, "up (from the clients)"),
+        (0.19, flows.get("down", {}), ORANGE, "down (to the clients)"),
     ):
-        rows = [row + offset for row, kind in enumerate(kinds) if kind in flow]
-        widths = [flow[kind] for kind in kinds if kind in flow]
+        rows = [row + offset for row, kind in enumerate(names) if kind in flow]
+        widths = [flow[kind] for kind in names if kind in flow]
         bars = axes.barh(rows, [w / factor for w in widths], 0.34, color=colour, label=label)
         axes.bar_label(bars, [volume(width) for width in widths], padding=4)
     axes.set(xlabel=f"traffic of the whole run [{name}]", xlim=(0, 1.14 * top / factor))
-    axes.set_yticks(range(len(kinds)), kinds)
-    axes.set_ylim(len(kinds) - 0.45, -0.55)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.45, -0.55)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)

@@ -40,13 +40,21 @@ METRICS = (
     Metric("average_incremental_accuracy", "mean over stages of the accuracy so far", "iCaRL 2017"),
     Metric("anytime_accuracy", "mean over all evaluated rounds of the same", "i-Blurry 2022"),
     Metric("learning_accuracy", "(1/T) Σᵢ R[i, i]", "Riemer et al. 2019"),
-    Metric("forgetting", "mean over j < T of max_{l < T} R[l, j] − R[T, j]", "Chaudhry et al. 2018, eq. 3"),
+    Metric(
+        "forgetting",
+        "mean over j < T of (max of R[l, j] over l < T) − R[T, j]",
+        "Chaudhry et al. 2018, eq. 3",
+    ),
     Metric("forgetting_first_last", "mean over j < T of R[j, j] − R[T, j]", "FOT 2024; = −BWT"),
-    Metric("forgetting_clipped", "mean over j < T of max_{l ≤ T} R[l, j] − R[T, j]", "PyCIL, Mammoth"),
+    Metric(
+        "forgetting_clipped",
+        "mean over j < T of (max of R[l, j] over l ≤ T) − R[T, j]",
+        "PyCIL, Mammoth",
+    ),
     Metric("backward_transfer", "mean over i < T of R[T, i] − R[i, i]", "Lopez-Paz & Ranzato 2017"),
     Metric("forward_transfer", "mean over i ≥ 2 of R[i−1, i] − bᵢ", "Lopez-Paz & Ranzato 2017"),
     Metric("intransigence", "a*_T − R[T, T], a* of joint training", "Chaudhry et al. 2018"),
-)  # fmt: skip
+)
 
 
 def scenario(run: Run) -> str:

@@ -13,7 +13,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedcl.reporting.groups import Estimate
-from fedcl.reporting.style import CYCLE, DASHES, GREY, MARKERS, accuracy_axis, page, percent, png
+from fedcl.reporting.style import (
+    CYCLE,
+    DASHES,
+    GREY,
+    MARKERS,
+    WIDTH,
+    accuracy_axis,
+    page,
+    percent,
+    png,
+)
 from fedcl.reporting.text import unit
 
 
@@ -50,7 +60,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 @png
 def curves(groups: Sequence[Curve], xlabel: str) -> Figure:
     """Draws average accuracy along stages or rounds, with a band of one standard deviation."""
-    figure = page(8.2, 4.0 + 0.2 * len(groups))
+    figure = page(WIDTH, 4.0 + 0.2 * len(groups))
     axes = figure.add_subplot()
     for index, group in enumerate(groups):
         x = np.array(list(group.points))
@@ -75,7 +85,8 @@ def forgetting(names: Sequence[str], groups: Mapping[str, Sequence[Estimate]]) -
         names: Names of the formulas.
         groups: An estimate for each formula, by the group's label.
     """
-    figure = page(8.6, 1.2 + 0.45 * len(groups))
+    figure = page(WIDTH, 1.2 + 0.45 * len(groups))
+    figure.set_layout_engine("constrained", wspace=0.04)
     panels = figure.subplots(1, len(names), sharey=True, sharex=False, squeeze=False).flat
     for column, (axes, name) in enumerate(zip(panels, names, strict=True)):
         for row, estimates in enumerate(groups.values()):
@@ -93,6 +104,7 @@ def forgetting(names: Sequence[str], groups: Mapping[str, Sequence[Estimate]]) -
         axes.set_title(name, size=8.5)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(4))
     labels = ["\n".join(textwrap.wrap(label, 30)) for label in groups]
     panels[0].set_yticks(range(len(groups)), labels)
@@ -104,7 +116,7 @@ def forgetting(names: Sequence[str], groups: Mapping[str, Sequence[Estimate]]) -
 @png
 def tradeoff(places: Sequence[Place]) -> Figure:
     """Draws final average accuracy against the bytes of the whole run."""
-    figure = page(8.2, 3.6 + 0.2 * len(places))
+    figure = page(WIDTH, 3.6 + 0.2 * len(places))
     axes = figure.add_subplot()
     sizes = [place.size.mean for place in places if place.size.mean]
     factor, name = unit(max(sizes, default=1))

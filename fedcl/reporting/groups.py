@@ -155,23 +155,26 @@ class Column(NamedTuple):
         return group.estimate(self.name).text(self.scale, self.digits)
 
 
-def quality_columns() -> list[Column]:
-    """Returns the columns of accuracy and forgetting; formulas go by their name in METRICS.md."""
-    accuracies = ("average_accuracy", "pooled_accuracy", "average_incremental_accuracy")
-    return [Column(f"{name} [%]".replace("_", " "), name) for name in accuracies] + [
-        Column("learning accuracy [%]", "learning_accuracy"),
-        *(Column(f"{name} [pp]", name) for name in DIFFERENCES),
-    ]
+def accuracy_columns() -> list[Column]:
+    """Returns the columns of accuracies, by the names of METRICS.md."""
+    names = ("average_accuracy", "pooled_accuracy", "average_incremental_accuracy")
+    return [Column(f"{name} [%]", name) for name in (*names, "learning_accuracy")]
+
+
+def difference_columns() -> list[Column]:
+    """Returns the columns of forgetting and transfer, by the names of METRICS.md."""
+    return [Column(f"{name} [pp]", name) for name in DIFFERENCES]
 
 
 def cost_columns(groups: Sequence[Group]) -> list[Column]:
     """Returns the columns of clients, traffic, work and privacy, in units that suit the groups."""
-    largest = [group.estimate(name).mean or 0 for group in groups for name in _BYTES]
-    factor, name = unit(max(largest))
+    largest = max(group.estimate(name).mean or 0 for group in groups for name in _BYTES)
+    factor, name = unit(largest)
+    digits = 1 if largest >= 10 * factor else 2
     return [
         Column("worst client [%]", "clients.average_accuracy.worst"),
-        Column(f"up [{name}]", "bytes_up", 1 / factor, 2),
-        Column(f"down [{name}]", "bytes_down", 1 / factor, 2),
+        Column(f"up [{name}]", "bytes_up", 1 / factor, digits),
+        Column(f"down [{name}]", "bytes_down", 1 / factor, digits),
         Column("local steps", "steps", 1.0, 0),
         Column("time [s]", "seconds", 1.0),
         Column("ε", "epsilon", 1.0, 2),
@@ -181,7 +184,8 @@ def cost_columns(groups: Sequence[Group]) -> list[Column]:
 def table(groups: Sequence[Group]) -> list[dict[str, str]]:
     """Returns one row a group: text by column title, the same columns in every row."""
     brief = ("average_accuracy", "forgetting", "backward_transfer", *_BYTES, "seconds")
-    columns = [c for c in [*quality_columns(), *cost_columns(groups)] if c.name in brief]
+    everything = [*accuracy_columns(), *difference_columns(), *cost_columns(groups)]
+    columns = [column for column in everything if column.name in brief]
     return [
         {"method": group.label, "scenario": group.scenario, "seeds": f"n={len(group.runs)}"}
         | {column.title: column.text(group) for column in columns}

@@ -9,9 +9,8 @@ import math
 import shlex
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,6 +30,11 @@ _OPTIONAL = (
     "forgetting_clipped backward_transfer forward_transfer intransigence clients bytes_up "
     "bytes_down bytes_by_payload steps seconds rounds versions command epsilon delta noise"
 )
+_SHAPES = {
+    "accuracy_matrix": (list, list),
+    "average_accuracy_by_stage": (list,),
+    "bytes_by_payload": (dict, dict),
+}
 _REQUIRED = ("method", "stream", "scenario", "seed", "average_accuracy", "accuracy_matrix")
 
 
@@ -140,6 +144,16 @@ def _remedy(path: Path) -> str:
     return f"Finish it with `{shlex.join(words)}`."
 
 
+def _fits(value: object, shape: Sequence[type]) -> bool:
+    """Tells whether nested lists and tables have these types from outside in, with numbers."""
+    if not shape:
+        return value is None or _is_number(value)
+    if not isinstance(value, shape[0]):
+        return False
+    parts = list(value.values()) if isinstance(value, dict) else value
+    return isinstance(parts, list) and all(_fits(part, shape[1:]) for part in parts)
+
+
 def damage(path: Path, name: str, fault: str) -> ConfigError:
     """Returns the error for a file of a run's folder that cannot be used."""
     return ConfigError(f"the run in {path} is damaged: {name} {fault}. {_remedy(path)}")
@@ -166,11 +180,11 @@ def _summary(text: str) -> dict[str, Any]:
     summary = json.loads(text, parse_constant=lambda word: None)  # NaN: not evaluated
     if not isinstance(summary, dict):
         raise TypeError("not a JSON object")
-    for cell in chain.from_iterable(summary["accuracy_matrix"] or ()):
-        if not (cell is None or _is_number(cell)):
-            raise ValueError(f"accuracy_matrix holds {cell!r}")
-    if not _is_number(summary["seed"]):
+    if not isinstance(summary["seed"], int):
         raise ValueError(f"seed is {summary['seed']!r}")
+    for name, shape in _SHAPES.items():
+        if not (summary.get(name) is None or _fits(summary[name], shape)):
+            raise ValueError(f"{name} is {summary[name]!r}")
     return dict.fromkeys(_OPTIONAL.split()) | summary | {name: summary[name] for name in _REQUIRED}
 
 

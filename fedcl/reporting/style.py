@@ -20,6 +20,7 @@ CYCLE = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKERS = "osD^vPX"
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.5)))
 DPI = 160
+WIDTH = 9.4  # inches: what the page has room for
 GREY, PALE = "#6b7280", "#c9ced6"
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": GREY,

@@ -82,3 +82,10 @@ def mean_matrix(matrices: Iterable[FloatArray]) -> Matrix:
     size = 1 + max((max(cell) for cell in cells), default=-1)
     mean = {cell: fmean(values) for cell, values in cells.items()}
     return [[mean.get((i, j)) for j in range(size)] for i in range(size)]
+
+
+def payloads(run: Run) -> list[str]:
+    """Returns the kinds of payload, that with most bytes first."""
+    flows = list(run.traffic.values())
+    kinds = dict.fromkeys(kind for flow in flows for kind in flow)
+    return sorted(kinds, key=lambda kind: -sum(flow.get(kind, 0) for flow in flows))

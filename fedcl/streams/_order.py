@@ -1,4 +1,7 @@
-"""When each client meets what. `ORDERS` names the rules for configs: `order = { name = "staggered", delay = 2 }`."""
+"""When each client meets what.
+
+`ORDERS` names the rules for configs: `order = { name = "staggered", delay = 2 }`.
+"""
 
 from __future__ import annotations
 

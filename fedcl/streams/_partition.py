@@ -1,12 +1,13 @@
-"""Who holds what: each rule divides the rows of one task among the clients, gives nobody an empty share, and ends.
+"""Who holds what: each rule divides the rows of one task among the clients and leaves nobody empty.
 
 `PARTITIONS` names them for configs: `partition = { name = "dirichlet", alpha = 0.5 }`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 
 import numpy as np
 
@@ -21,7 +22,8 @@ Division = tuple[IntArray, IntArray]
 def _enough(rows: int, clients: int, what: str = "examples") -> None:
     if rows < clients:
         raise ValueError(
-            f"{clients} clients need at least as many {what}, but a task has {rows}: lower stream.clients or tasks"
+            f"{clients} clients need at least as many {what}, but a task has {rows}: lower "
+            "stream.clients or tasks"
         )
 
 
@@ -34,17 +36,23 @@ def _by_sizes(rows: IntArray, sizes: IntArray) -> Division:
     return rows, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def _fill(sizes: IntArray) -> IntArray:
-    """Returns the sizes with at least one row each, what is given taken from the largest (ties: the first)."""
-    sizes = sizes.copy()
-    for empty in np.flatnonzero(sizes == 0):
-        sizes[int(np.argmax(sizes))] -= 1
-        sizes[empty] = 1
-    return sizes
+def _gifts(sizes: IntArray, minimum: int) -> Iterator[tuple[int, int]]:
+    """Yields (giver, taker) for each row that must move until everyone has `minimum` rows.
+
+    The largest share gives (ties: the first); there must be enough rows for all.
+    """
+    # Takers never have more than the minimum, so that they never come to the top themselves.
+    heap = [(-int(size), client) for client, size in enumerate(sizes)]
+    heapify(heap)
+    for taker in np.flatnonzero(sizes < minimum):
+        for _ in range(minimum - int(sizes[taker])):
+            size, giver = heap[0]
+            heapreplace(heap, (size + 1, giver))
+            yield giver, int(taker)
 
 
 def _rounded(shares: np.ndarray, total: int) -> IntArray:
-    """Returns integers that sum to `total` and follow the shares: largest remainders get the rest."""
+    """Returns integers that sum to `total` and follow the shares, by largest remainders."""
     exact = shares / shares.sum() * total
     sizes = np.floor(exact).astype(np.int64)
     rest = np.argsort(-(exact - sizes), kind="stable")[: total - int(sizes.sum())]
@@ -67,7 +75,7 @@ class Iid:
 
 @dataclass(frozen=True)
 class Dirichlet:
-    """Each class is divided by its own draw from a symmetric Dirichlet distribution (Hsu et al., 2019).
+    """Each class is divided by its own draw from a Dirichlet distribution (Hsu et al., 2019).
 
     Attributes:
         alpha: Concentration: large is even, 0.1 gives most clients a few classes.
@@ -87,7 +95,7 @@ class Dirichlet:
         self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
     ) -> Division:
         """Returns `(order, offsets)`."""
-        _enough(len(labels), clients * self.minimum)
+        _enough(len(labels), max(1, clients * self.minimum))
         generator = numpy_generator(seed, "dirichlet")
         parts: list[list[IntArray]] = [[] for _ in range(clients)]
         for label in np.unique(labels):
@@ -100,21 +108,17 @@ class Dirichlet:
             for own, part in zip(parts, np.split(rows, cuts), strict=True):
                 own.append(part)
         held = [generator.permutation(np.concatenate(own)) for own in parts]
-        return _join(self._filled(held))
-
-    def _filled(self, held: list[IntArray]) -> list[IntArray]:
-        sizes = np.array([len(share) for share in held])
-        for poor in np.flatnonzero(sizes < self.minimum):
-            while len(held[poor]) < self.minimum:
-                rich = int(np.argmax([len(share) for share in held]))
-                held[poor] = np.append(held[poor], held[rich][-1])
-                held[rich] = held[rich][:-1]
-        return held
+        for giver, taker in _gifts(np.array([len(own) for own in held]), self.minimum):
+            held[taker] = np.append(held[taker], held[giver][-1])
+            held[giver] = held[giver][:-1]
+        return _join(held)
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Rows sorted by label are cut into equal shards, and each client draws some (McMahan et al., 2017).
+    """Rows sorted by label are cut into equal shards, and each client draws some.
+
+    McMahan et al., AISTATS 2017.
 
     Attributes:
         per_client: Shards of each client; 2 is McMahan's and FOT's non-IID split.
@@ -161,13 +165,18 @@ class Quantity:
         _enough(len(labels), clients)
         generator = numpy_generator(seed, "quantity")
         ranks = generator.permutation(clients) + 1
-        sizes = _fill(_rounded(ranks.astype(np.float64) ** -self.exponent, len(labels)))
+        sizes = _rounded(ranks.astype(np.float64) ** -self.exponent, len(labels))
+        for giver, taker in list(_gifts(sizes, 1)):
+            sizes[giver] -= 1
+            sizes[taker] += 1
         return _by_sizes(generator.permutation(len(labels)), sizes)
 
 
 @dataclass(frozen=True)
 class Natural:
-    """A column of the data names the client: a person, a writer, a device. Rows keep their order, which may be time.
+    """A column of the data names the client: a person, a writer, a device.
+
+    Rows keep their order, which may be time.
 
     Attributes:
         column: Name of the column; its values in ascending order are clients 0, 1, ...

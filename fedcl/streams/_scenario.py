@@ -1,4 +1,4 @@
-"""What all scenarios share: who holds what and when, and the rows held out for tuning or public use."""
+"""What all scenarios share: who holds what and when, and the rows held out of training."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from fedcl.core.dataset import Dataset, IntArray
 from fedcl.core.errors import ConfigError
+from fedcl.core.scenario import InputTransform, Order, Partition, Task
 from fedcl.core.seeds import numpy_generator, seed_of
-from fedcl.core.stream import InputTransform, Order, Partition, Stream, Task
+from fedcl.core.stream import Stream
 from fedcl.core.task import ScenarioKind
 from fedcl.streams._order import Shared
 from fedcl.streams._partition import Iid, Natural
@@ -48,8 +49,8 @@ class Scenario(ABC):
         order: When each client meets what.
         validation: Share of the training rows held out for tuning, the same rows in every task.
         public: Share of the training rows that everybody may use and nobody owns.
-        fixed_shares: Whether a client keeps the same rows in every task that is made of the same rows; otherwise
-            each task is divided anew, as in FOT's protocol.
+        fixed_shares: Whether a client keeps the same rows in every task that is made of the same
+            rows; otherwise each task is divided anew, as in FOT's protocol.
     """
 
     kind: ClassVar[ScenarioKind] = "domain"
@@ -69,7 +70,8 @@ class Scenario(ABC):
             raise ValueError(f"clients must be at least 1, not {self.clients}")
         if not (self.validation >= 0 and self.public >= 0 and self.validation + self.public < 1):
             raise ValueError(
-                f"validation ({self.validation}) and public ({self.public}) are shares that leave something to train on"
+                f"validation ({self.validation}) and public ({self.public}) are shares that leave "
+                "something to train on"
             )
 
     @abstractmethod
@@ -106,10 +108,16 @@ class Scenario(ABC):
         for index, cut in enumerate(cuts):
             if not len(cut.train) or not len(cut.test):
                 raise ConfigError(
-                    f"[stream] task {index} ({cut.name}) has {len(cut.train)} training and {len(cut.test)} test "
-                    f"examples in data set {dataset.name!r}: lower stream.tasks or choose another column"
+                    f"[stream] task {index} ({cut.name}) has {len(cut.train)} training and "
+                    f"{len(cut.test)} test examples in data set {dataset.name!r}: lower "
+                    "stream.tasks or choose another column"
                 )
             own = mark[cut.train]
+            if self.validation and not np.any(own == 1):
+                raise ConfigError(
+                    f"[stream] validation = {self.validation} holds out no example of task {index} "
+                    f"({cut.name}), which has {len(cut.train)}: raise it"
+                )
             classes = tuple(int(c) for c in np.unique(dataset.train.labels[cut.train]))
             tasks.append(
                 Task(
@@ -140,6 +148,12 @@ class Scenario(ABC):
                 stream.shares(task.index)
         except ValueError as error:
             raise ConfigError(f"[stream.partition] {error}") from error
+        for stage in range(stream.stages):
+            if not stream.meets(stage):
+                raise ConfigError(
+                    f"[stream] no client has data at stage {stage}: change stream.order, or hold "
+                    "out fewer examples"
+                )
         return stream
 
     def _clients(self, dataset: Dataset, natural: str) -> int:
@@ -148,19 +162,20 @@ class Scenario(ABC):
         columns = dataset.train.columns
         if natural not in columns:
             raise ConfigError(
-                f"[stream.partition] column {natural!r} is not in data set {dataset.name!r}, which has the columns: "
-                f"{', '.join(sorted(columns)) or 'none'}"
+                f"[stream.partition] column {natural!r} is not in data set {dataset.name!r}, which "
+                f"has the columns: {', '.join(sorted(columns)) or 'none'}"
             )
         named = len(np.unique(columns[natural]))
         if self.clients not in (0, named):
             raise ConfigError(
-                f"[stream] column {natural!r} names {named} clients, but clients = {self.clients}: set it to {named} or 0"
+                f"[stream] column {natural!r} names {named} clients, but clients = {self.clients}: "
+                f"set it to {named} or 0"
             )
         return named
 
 
 def class_groups(dataset: Dataset, tasks: int, shuffle: bool, seed: int) -> list[IntArray]:
-    """Returns the classes of each task: equal groups in the order of their index, or in a random order.
+    """Returns the classes of each task: equal groups, by index or in a random order.
 
     Raises:
         ConfigError: More tasks than classes.
@@ -168,8 +183,8 @@ def class_groups(dataset: Dataset, tasks: int, shuffle: bool, seed: int) -> list
     tasks = tasks or dataset.classes
     if tasks > dataset.classes:
         raise ConfigError(
-            f"[stream] {tasks} tasks need at least as many classes, but data set {dataset.name!r} has "
-            f"{dataset.classes}: lower stream.tasks"
+            f"[stream] {tasks} tasks need at least as many classes, but data set {dataset.name!r} "
+            f"has {dataset.classes}: lower stream.tasks"
         )
     order = np.arange(dataset.classes)
     if shuffle:

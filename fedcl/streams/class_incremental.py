@@ -1,6 +1,7 @@
-"""Class-incremental learning: each task brings new classes, and a prediction chooses among all classes seen so far.
+"""Class-incremental learning: each task brings classes; a prediction chooses among all seen so far.
 
-van de Ven, Tuytelaars and Tolias, Three types of incremental learning, Nature Machine Intelligence 2022.
+van de Ven, Tuytelaars and Tolias, Three types of incremental learning, Nature Machine Intelligence,
+2022.
 """
 
 from __future__ import annotations

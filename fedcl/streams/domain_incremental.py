@@ -1,7 +1,8 @@
-"""Domain-incremental learning: the classes stay, the inputs change: permuted pixels, rotations, or natural domains.
+"""Domain-incremental learning: the classes stay, the inputs change.
 
-van de Ven, Tuytelaars and Tolias, Three types of incremental learning, Nature Machine Intelligence 2022; permuted
-MNIST: Goodfellow et al., 2013; rotated MNIST: Lopez-Paz and Ranzato, NeurIPS 2017.
+They are permuted, rotated, or come from natural domains. van de Ven, Tuytelaars and Tolias, Three
+types of incremental learning, Nature Machine Intelligence, 2022; permuted MNIST: Goodfellow et al.,
+2013; rotated MNIST: Lopez-Paz and Ranzato, NeurIPS 2017.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import numpy as np
 
 from fedcl.core.dataset import Dataset, IntArray
 from fedcl.core.errors import ConfigError
+from fedcl.core.scenario import InputTransform
 from fedcl.core.seeds import numpy_generator
-from fedcl.core.stream import InputTransform
 from fedcl.core.task import ScenarioKind
 from fedcl.streams._scenario import Cut, Scenario
 
@@ -60,8 +61,8 @@ class DomainIncremental(Scenario):
     """The same classes under changing inputs.
 
     Attributes:
-        transform: `permute` (a permutation of the features a task), `rotate` (a fixed angle a task) or `column`
-            (the values of a column of the data are the domains).
+        transform: `permute` (a permutation of the features a task), `rotate` (a fixed angle a task)
+            or `column` (the values of a column of the data are the domains).
         degrees: Angle of the last task; the tasks turn in equal steps from 0.
         column: Column that names the domain.
         domains: Values of the column in the order of the tasks; empty means ascending.
@@ -84,8 +85,8 @@ class DomainIncremental(Scenario):
             raise ConfigError(f'[stream] transform = "{self.transform}" needs tasks, at least 1')
         if self.transform == "rotate" and len(dataset.shape) != 3:
             raise ConfigError(
-                f'[stream] transform = "rotate" needs images (channels, height, width), but inputs of data set '
-                f'{dataset.name!r} have shape {dataset.shape}: use "permute"'
+                '[stream] transform = "rotate" needs images (channels, height, width), but inputs '
+                f'of data set {dataset.name!r} have shape {dataset.shape}: use "permute"'
             )
         train, test = np.arange(len(dataset.train.labels)), np.arange(len(dataset.test.labels))
         cuts = []
@@ -107,8 +108,9 @@ class DomainIncremental(Scenario):
         for split, table in (("training", dataset.train), ("test", dataset.test)):
             if self.column not in table.columns:
                 raise ConfigError(
-                    f"[stream] column {self.column!r} is not in the {split} split of data set {dataset.name!r}, which "
-                    f"has the columns: {', '.join(sorted(table.columns)) or 'none'}"
+                    f"[stream] column {self.column!r} is not in the {split} split of data set "
+                    f"{dataset.name!r}, which has the columns: "
+                    f"{', '.join(sorted(table.columns)) or 'none'}"
                 )
         train, test = dataset.train.columns[self.column], dataset.test.columns[self.column]
         found = [int(value) for value in np.unique(train)]
@@ -120,8 +122,8 @@ class DomainIncremental(Scenario):
             )
         if self.tasks not in (0, len(domains)):
             raise ConfigError(
-                f"[stream] column {self.column!r} names {len(domains)} domains, but tasks = {self.tasks}: set it to "
-                f"{len(domains)} or 0"
+                f"[stream] column {self.column!r} names {len(domains)} domains, but tasks = "
+                f"{self.tasks}: set it to {len(domains)} or 0"
             )
         return [
             Cut(f"{self.column} {d}", np.flatnonzero(train == d), np.flatnonzero(test == d))

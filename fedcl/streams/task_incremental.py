@@ -1,6 +1,7 @@
 """Task-incremental learning: each task brings new classes, and the task is known when predicting.
 
-van de Ven, Tuytelaars and Tolias, Three types of incremental learning, Nature Machine Intelligence 2022.
+van de Ven, Tuytelaars and Tolias, Three types of incremental learning, Nature Machine Intelligence,
+2022.
 """
 
 from __future__ import annotations

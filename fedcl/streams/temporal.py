@@ -1,7 +1,8 @@
-"""A stream in time: each client's own examples in their order of time are cut into consecutive stages.
+"""A stream in time: each client's own examples, in their order of time, are cut into stages.
 
-With `partition = { name = "natural", column = "subject" }` every person goes through their own time; stage t is each
-one's t-th part. With any other partition the time of the whole data set is cut. The classes stay (domain-incremental).
+With `partition = { name = "natural", column = "subject" }` every person goes through their own
+time; stage t is each one's t-th part. With any other partition the time of the whole data set is
+cut. The classes stay (domain-incremental).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Temporal(Scenario):
     """Consecutive parts of each client's time, one a stage.
 
     Attributes:
-        column: Column that tells the time of a row in both splits; `position` is the place in the file.
+        column: Column that tells the time of a row in both splits; `position` is the place in the
+            file.
     """
 
     kind: ClassVar[ScenarioKind] = "domain"
@@ -44,8 +46,8 @@ class Temporal(Scenario):
         ]
 
     def hold_out(self, dataset: Dataset, seed: int) -> tuple[IntArray, IntArray]:
-        """Returns the last rows of each client's parts: neighbours in time are too alike to be drawn at random."""
-        time, owner = self._time(dataset, dataset.train), self._owner(dataset.train)
+        """Returns the last rows of each client's parts: neighbours in time are too alike."""
+        time, owner = self._time(dataset, dataset.train), self._owner(dataset, dataset.train)
         parts, _ = self._parts(dataset)
         held: list[IntArray] = []
         public: list[IntArray] = []
@@ -60,16 +62,20 @@ class Temporal(Scenario):
         return np.concatenate(held), np.concatenate(public)
 
     def _parts(self, dataset: Dataset) -> tuple[IntArray, IntArray]:
-        """Returns the part of every training and every test row; -1 for test rows of unknown clients."""
-        time, owner = self._time(dataset, dataset.train), self._owner(dataset.train)
-        test_time, test_owner = self._time(dataset, dataset.test), self._owner(dataset.test)
+        """Returns the part of every training and test row; -1 for test rows of unknown clients."""
+        time, owner = self._time(dataset, dataset.train), self._owner(dataset, dataset.train)
+        test_time, test_owner = (
+            self._time(dataset, dataset.test),
+            self._owner(dataset, dataset.test),
+        )
         train_part = np.full(len(time), -1)
         test_part = np.full(len(test_time), -1)
         for client in np.unique(owner):
             rows = np.flatnonzero(owner == client)
             if len(rows) < self.tasks:
                 raise ConfigError(
-                    f"[stream] client {client} has {len(rows)} examples, too few for {self.tasks} parts: lower stream.tasks"
+                    f"[stream] client {client} has {len(rows)} examples, too few for {self.tasks} "
+                    "parts: lower stream.tasks"
                 )
             rows = rows[np.argsort(time[rows], kind="stable")]
             pieces = np.array_split(rows, self.tasks)
@@ -83,14 +89,20 @@ class Temporal(Scenario):
     def _time(self, dataset: Dataset, table: Table) -> IntArray:
         if self.column not in table.columns:
             raise ConfigError(
-                f"[stream] column {self.column!r}, the time of a row, is not in data set {dataset.name!r}, which has the "
-                f"columns: {', '.join(sorted(table.columns)) or 'none'}; npz adds `position` when it holds out blocks"
+                f"[stream] column {self.column!r}, the time of a row, is not in data set "
+                f"{dataset.name!r}, which has the columns: "
+                f"{', '.join(sorted(table.columns)) or 'none'}; npz adds `position` when it holds "
+                "out blocks"
             )
         return table.columns[self.column]
 
-    def _owner(self, table: Table) -> IntArray:
-        if isinstance(self.partition, Natural):
-            return table.columns.get(
-                self.partition.column, np.zeros(len(table.labels), dtype=np.int64)
+    def _owner(self, dataset: Dataset, table: Table) -> IntArray:
+        if not isinstance(self.partition, Natural):
+            return np.zeros(len(table.labels), dtype=np.int64)
+        if self.partition.column not in table.columns:
+            raise ConfigError(
+                f"[stream] column {self.partition.column!r} names the clients, but the test split "
+                f"of data set {dataset.name!r} lacks it, so that nobody knows whose time its rows "
+                "lie in"
             )
-        return np.zeros(len(table.labels), dtype=np.int64)
+        return table.columns[self.partition.column]

@@ -1,0 +1,81 @@
+"""One Ray session for the whole suite: starting Ray and its workers takes longer than a tiny run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from fedcl.config import Experiment
+from fedcl.core.engine import BlockResult, Engine, Request, Site
+from fedcl.core.population import Memories
+from fedcl.engines.ray import Ray
+from fedcl.experiment import build_site
+
+
+@dataclass
+class Held:
+    """An open engine that a run can neither open nor close."""
+
+    inner: Engine
+
+    def open(self, site: Site, launch: Mapping[str, Any]) -> None:
+        """Is open already, for a site of the same config."""
+
+    def run(
+        self, request: Request, ids: Sequence[int], memories: Memories
+    ) -> Iterator[BlockResult]:
+        """Lets the inner engine run."""
+        return self.inner.run(request, ids, memories)
+
+    def close(self) -> None:
+        """Stays open for the next run."""
+
+
+@dataclass
+class RayHouse:
+    """Starts Ray when first asked, and anew when somebody else has shut it down."""
+
+    cpus: int = 8
+    _open: dict[tuple[str, int, str], Ray] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Makes sure that this process has a Ray session, which the Ray engine then joins."""
+        import ray
+
+        if not ray.is_initialized():
+            self._open = {}
+            ray.init(
+                num_cpus=self.cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+
+    def on(
+        self, experiment: Experiment, workers: int, inner: Literal["serial", "vectorized"]
+    ) -> Experiment:
+        """Returns the experiment with an open Ray engine, shared by all methods on the same site.
+
+        Where clients run depends on data, stream, model and training, not on the method.
+        """
+        self.start()
+        parts = {k: v for k, v in experiment.resolved.items() if k not in ("method", "engine")}
+        key = json.dumps(parts, sort_keys=True), workers, inner
+        if key not in self._open:
+            engine = Ray(workers=workers, inner=inner)
+            engine.open(build_site(experiment), {})
+            self._open[key] = engine
+        return replace(experiment, engine=Held(self._open[key]))
+
+    def close(self) -> None:
+        """Ends the workers and the session."""
+        if not self._open:
+            return
+        import ray
+
+        if ray.is_initialized():
+            for engine in self._open.values():
+                engine.close()
+            ray.shutdown()

@@ -1,0 +1,308 @@
+"""Conformance: every file in `fedcl/methods` keeps the promises of a method, from the moment it exists."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+import fedcl
+from fedcl.config import Experiment, available, find
+from fedcl.core import wire
+from fedcl.core.errors import ConfigError, ExposureError
+from fedcl.core.method import Method
+from fedcl.record import Record, Store
+from tests.ray_house import RayHouse
+from tests.tiny import (
+    CNN,
+    SCENARIOS,
+    Interrupted,
+    Watching,
+    assert_same_runs,
+    distance,
+    first_parameters,
+    interrupt_after,
+    read_csv,
+    same,
+    scenario,
+    timeless,
+    tiny,
+    watched,
+)
+
+METHODS = available("methods")
+FOLDER = Path(__file__).parent / "methods"
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def of(name: str, changes: Mapping[str, Any] | None = None, **tables: Any) -> Experiment:
+    """Returns the tiny experiment with a method by its name alone, and public data if it asks."""
+    public = {"stream.public": 0.1} if cls(name).needs_public else {}
+    return tiny({**(changes or {}), **public}, method={"name": name}, **tables)
+
+
+def cls(name: str) -> type[Method[Any]]:
+    """Returns the class of a method."""
+    found = find("methods", name)
+    assert issubclass(found, Method)
+    return found
+
+
+def run_or_refused(name: str, changes: Mapping[str, Any], **tables: Any) -> Record | None:
+    """Runs the tiny experiment; a method may refuse it, if it says so by its name."""
+    try:
+        return fedcl.run(of(name, changes, **tables))
+    except (ConfigError, ExposureError) as error:
+        assert name in str(error)
+        return None
+
+
+@cache
+def plain(name: str, engine: Literal["serial", "vectorized"] = "serial") -> Record:
+    """Returns a run of the tiny experiment."""
+    return fedcl.run(of(name, engine={"name": engine}))
+
+
+@cache
+def seen(name: str) -> tuple[Record, Watching]:
+    """Returns a run of the tiny experiment, and what its door asked."""
+    return watched(of(name))
+
+
+def test_there_are_methods() -> None:
+    assert {"fedavg", "fot", "joint", "replay"} <= set(METHODS)
+
+
+# --- The class. ---
+
+
+@every_method
+def test_is_a_frozen_dataclass_with_a_default_for_every_option(name: str) -> None:
+    method = cls(name)
+    assert is_dataclass(method) and method.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    for option in fields(method):
+        assert option.default is not MISSING or option.default_factory is not MISSING, option.name
+    hash(method())
+
+
+@every_method
+def test_is_picklable_and_equal_by_value(name: str) -> None:
+    method = cls(name)()
+    assert pickle.loads(pickle.dumps(method)) == method == cls(name)()
+
+
+@every_method
+def test_its_file_holds_one_class_and_says_where_it_comes_from(name: str) -> None:
+    module = inspect.getmodule(cls(name))
+    assert module is not None
+    assert module.__all__ == [cls(name).__name__]
+    assert module.__doc__ and cls(name).__doc__
+    assert cls(name).family and cls(name).paper
+    assert cls(name).exposure in ("mean", "replies")
+
+
+@every_method
+def test_its_client_half_names_functions_of_its_own(name: str) -> None:
+    half = cls(name).client_half
+    assert len(set(half)) == len(half)
+    for function in half:
+        assert inspect.isfunction(vars(cls(name)).get(function)), function
+    server = {"init", "begin_task", "round", "end_task", "predict", "personal"}
+    assert not server & set(half)
+
+
+@every_method
+def test_a_reduction_identity_is_tested(name: str) -> None:
+    file = FOLDER / f"test_{name}.py"
+    assert file.is_file(), f"method {name!r} needs tests of its own in tests/methods"
+    found = re.findall(r"^def (test_reduces_to_\w+)", file.read_text(encoding="utf-8"), re.M)
+    assert found, f"{file.name} needs a reduction identity: a test called test_reduces_to_..."
+
+
+# --- What the door saw. ---
+
+
+@every_method
+def test_the_door_saw_what_the_class_variables_say(name: str) -> None:
+    _, engine = seen(name)
+    revealed = [request.reveal for request, _ in engine.requests]
+    assert any(revealed) == (cls(name).exposure == "replies")
+    borders = {-1, of(name).training.rounds}
+    at_border = any(request.position.round in borders for request, _ in engine.requests)
+    moments = ("begin_task", "end_task")
+    overrides = any(getattr(cls(name), m) is not getattr(Method, m) for m in moments)
+    assert cls(name).needs_borders == overrides
+    assert overrides or not at_border
+    assert any(0 <= request.position.round < max(borders) for request, _ in engine.requests)
+
+
+@every_method
+def test_under_secure_aggregation_it_runs_alike_or_is_refused(name: str) -> None:
+    channel = [{"name": "secure_aggregation"}]
+    if cls(name).exposure == "replies":
+        with pytest.raises(ExposureError, match=name):
+            of(name, channel=channel)
+        return
+    hidden = fedcl.run(of(name, channel=channel))
+    assert same(dict(hidden.params), dict(plain(name).params))
+
+
+# --- What it learns, and that it does so again. ---
+
+
+@every_method
+def test_learns_a_first_task(name: str) -> None:
+    changes = {"stream.tasks": 1, "training.rounds": 6, "training.cohort": 0}
+    record = fedcl.run(of(name, changes))
+    (accuracy,) = record.summary["accuracy_matrix"][0]
+    assert accuracy > 0.7, "chance is 0.25"
+
+
+@every_method
+def test_two_runs_are_equal_to_the_bit(name: str) -> None:
+    again = fedcl.run(of(name))
+    assert_same_runs(again, plain(name))
+    assert_same_runs(seen(name)[0], again)
+    assert distance(again.params, first_parameters(of(name))) > 1e-3
+
+
+@every_method
+def test_another_seed_gives_another_run(name: str) -> None:
+    other = fedcl.run(of(name, {"seed": 1}))
+    assert distance(other.params, plain(name).params) > 1e-3
+
+
+# --- Engines. ---
+
+
+@every_method
+@pytest.mark.ray
+@pytest.mark.parametrize("inner", ["serial", "vectorized"])
+def test_ray_equals_its_inner_engine_to_the_bit(
+    name: str, inner: Literal["serial", "vectorized"], ray_house: RayHouse
+) -> None:
+    for workers in (1, 2):
+        assert_same_runs(fedcl.run(ray_house.on(of(name), workers, inner)), plain(name, inner))
+
+
+@every_method
+def test_vectorized_equals_serial_over_a_run_in_float64(name: str) -> None:
+    table = {"training.dtype": "float64"}
+    serial = fedcl.run(of(name, table))
+    vectorized = fedcl.run(of(name, table, engine={"name": "vectorized"}))
+    assert distance(serial.params, vectorized.params) < 1e-9
+    for a, b in zip(serial.evaluations, vectorized.evaluations, strict=True):
+        assert {**a, "value": 0} == {**b, "value": 0}
+        assert a["value"] == pytest.approx(b["value"], rel=1e-9, abs=1e-9)
+    assert timeless(serial.costs) == timeless(vectorized.costs)
+
+
+@every_method
+def test_vectorized_equals_serial_after_one_round_in_float32(name: str) -> None:
+    table = {"training.rounds": 1, "stream.tasks": 1}
+    runs = [fedcl.run(of(name, table, engine={"name": e})) for e in ("serial", "vectorized")]
+    assert distance(runs[0].params, runs[1].params) < 1e-5
+
+
+@every_method
+@pytest.mark.parametrize("model", ["cnn", "cnn with dropout", "mlp with dropout"])
+def test_convolutions_and_dropout(name: str, model: str) -> None:
+    tables = {
+        "cnn": CNN,
+        "cnn with dropout": {**CNN, "dropout": 0.3},
+        "mlp with dropout": {"name": "mlp", "hidden": [12], "input_dropout": 0.1, "dropout": [0.3]},
+    }
+    changes = {"training.dtype": "float64"}
+    runs = [
+        run_or_refused(name, changes, model=tables[model], engine={"name": engine})
+        for engine in ("serial", "vectorized")
+    ]
+    assert (runs[0] is None) == (runs[1] is None)
+    if runs[0] is not None and runs[1] is not None:
+        assert distance(runs[0].params, runs[1].params) < 1e-9
+
+
+# --- Wire and resume. ---
+
+
+@every_method
+def test_all_that_travels_or_is_kept_survives_the_codec(name: str, tmp_path: Path) -> None:
+    experiment = of(name)
+    words = wire.vocabulary(experiment.method)
+
+    def check(value: Any) -> None:
+        read = wire.loads(wire.dumps(value, words), words)
+        assert same(read, value)
+        assert wire.dumps(read, words) == wire.dumps(value, words)
+
+    check(experiment.method.init(first_parameters(experiment)))
+    _, engine = seen(name)
+    for request, _ in engine.requests:
+        check(request.message)
+        tensors, text = wire.encode(request.program, words)
+        assert wire.encode(wire.decode(tensors, text, words), words) == (tensors, text)
+    for result in engine.results:
+        for memory in result.memories.values():
+            check(memory)
+        for reply in result.replies or ():
+            check(reply)
+    record = fedcl.run(experiment, tmp_path / "run")
+    store = Store(tmp_path / "run" / "checkpoint")
+    saved = store.saved()
+    store.close()
+    assert saved is not None
+    state, _ = wire.loads(saved.state, words)
+    assert same(dict(state.params), dict(record.params))
+    assert_same_runs(record, plain(name))
+
+
+@every_method
+def test_resumes_to_the_bit(name: str, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    fedcl.run(of(name), whole)
+    for rounds in (1, 2, 3):
+        broken = tmp_path / f"after {rounds}"
+        with pytest.raises(Interrupted):
+            fedcl.run(of(name), broken, watch=interrupt_after(rounds))
+        fedcl.run(of(name), broken, resume=True)
+        for file in ("evaluations.csv", "model.safetensors", "config.toml", "privacy.csv"):
+            assert (broken / file).read_bytes() == (whole / file).read_bytes(), file
+        costs = [timeless(read_csv(folder / "costs.csv")) for folder in (broken, whole)]
+        assert costs[0] == costs[1]
+
+
+# --- Streams. ---
+
+
+@every_method
+@pytest.mark.parametrize("order", ["shared", "shuffled", "staggered"])
+@pytest.mark.parametrize("kind", list(SCENARIOS))
+def test_every_scenario_and_order(name: str, kind: str, order: str) -> None:
+    changes = {**scenario(kind), "stream.order": {"name": order}, "training.rounds": 1}
+    record = run_or_refused(name, changes)
+    if record is None:
+        return
+    assert (record.summary["accuracy_matrix"] is None) == (order != "shared")
+    assert 0 <= record.summary["average_accuracy"] <= 1
+    assert record.summary["scenario"] == {"temporal": "domain"}.get(kind, kind)
+    vectorized = fedcl.run(of(name, changes, engine={"name": "vectorized"}))
+    assert [row["round"] for row in vectorized.evaluations] == [
+        row["round"] for row in record.evaluations
+    ]
+
+
+@every_method
+def test_clients_that_do_not_answer(name: str) -> None:
+    changes = {"training.availability": 0.6, "training.rounds": 3, "stream.clients": 8}
+    record = fedcl.run(of(name, changes))
+    assert_same_runs(fedcl.run(of(name, changes)), record)
+    # The asked are booked, and those who answered: some are missing.
+    replies = [row["steps"] for row in record.costs if row["direction"] == ""]
+    assert len(replies) >= 2
