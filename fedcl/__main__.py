@@ -216,6 +216,8 @@ def _report(folder: Path) -> str:
 
 def main() -> None:
     """Runs the command line; bad input gives one message and exit status 2."""
+    # A plug-in of one's own, `module:Class`, may lie in the folder that one stands in.
+    sys.path.insert(0, "")
     try:
         app()
     except ClientError as error:

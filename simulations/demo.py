@@ -1,4 +1,4 @@
-"""The demo: FedAvg and FOT on five permuted-digits tasks, seeds 0 to 2, and one report that compares them.
+"""The demo: FedAvg and FOT on five permuted-digits tasks, seeds 0 to 2, and one comparison.
 
 Run: python simulations/demo.py [--smoke] [--out FOLDER]
 """

@@ -1,4 +1,4 @@
-"""One Ray session for the whole suite: starting Ray and its workers takes longer than a tiny run."""
+"""One Ray session for the whole suite: starting it takes longer than many tiny runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Conformance: every file in `fedcl/methods` keeps the promises of a method, from the moment it exists."""
+"""Conformance: every file in `fedcl/methods` keeps the promises of a method.
+
+The folder is walked, so a new file is tested from the moment it exists.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import inspect
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -85,11 +88,10 @@ def test_there_are_methods() -> None:
 
 @every_method
 def test_is_a_frozen_dataclass_with_a_default_for_every_option(name: str) -> None:
-    method = cls(name)
-    assert is_dataclass(method) and method.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    for option in fields(method):
+    for option in fields(cls(name)):  # type: ignore[arg-type]
         assert option.default is not MISSING or option.default_factory is not MISSING, option.name
-    hash(method())
+    assert getattr(cls(name), "__dataclass_params__").frozen  # noqa: B009
+    hash(cls(name)())
 
 
 @every_method
@@ -301,8 +303,6 @@ def test_every_scenario_and_order(name: str, kind: str, order: str) -> None:
 @every_method
 def test_clients_that_do_not_answer(name: str) -> None:
     changes = {"training.availability": 0.6, "training.rounds": 3, "stream.clients": 8}
-    record = fedcl.run(of(name, changes))
+    record, engine = watched(of(name, changes))
+    assert any(len(ids) < 3 for request, ids in engine.requests if request.position.round == 0)
     assert_same_runs(fedcl.run(of(name, changes)), record)
-    # The asked are booked, and those who answered: some are missing.
-    replies = [row["steps"] for row in record.costs if row["direction"] == ""]
-    assert len(replies) >= 2

@@ -45,10 +45,10 @@ class Kept:
     """Stands on the server for a memory that lies with its client.
 
     Attributes:
-        position: Stage, round, exchange and attempt of the exchange that wrote it.
+        moment: Stage, round, attempt and number of the exchange that wrote it: ordered as time is.
     """
 
-    position: tuple[int, int, int, int]
+    moment: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from fedcl.core.channel import Aggregate, Channel, combine, hides_replies
 from fedcl.core.client import Program, Reply
 from fedcl.core.engine import BlockResult, Engine, Position, Request, program_name
 from fedcl.core.errors import ConfigError, ExposureError
+from fedcl.core.exchange import Audit as Audit
+from fedcl.core.exchange import Exchange as Exchange
+from fedcl.core.exchange import check_blocks
 from fedcl.core.local import Local, Loss, Penalty
 from fedcl.core.model import Net
 from fedcl.core.params import Params
@@ -23,54 +26,11 @@ from fedcl.core.population import Memories
 from fedcl.core.seeds import numpy_generator, seed_of
 from fedcl.core.task import TaskInfo
 from fedcl.core.tree import bytes_by_kind, settle
-from fedcl.core.wire import Vocabulary, encode
+from fedcl.core.wire import Vocabulary, check
 
 
 class TooFewReplies(Exception):
     """Fewer clients answered than `training.minimum`: the round is skipped or repeated."""
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """What the door tells costs and audits of one exchange.
-
-    Attributes:
-        position: Where in the run.
-        program: Name of the program.
-        asked: Clients that were asked.
-        answered: Clients that answered.
-        down: Bytes to all clients, by kind of payload.
-        up: Bytes from all clients, by kind of payload.
-        steps: Local optimizer steps of all clients.
-        examples: Examples passed through the network by all clients.
-        seconds: Wall time.
-        total: What the server received as a sum; None when replies were revealed.
-        metrics: Weighted means of the clients' metrics.
-    """
-
-    position: Position
-    program: str
-    asked: tuple[int, ...]
-    answered: tuple[int, ...]
-    down: Mapping[str, int]
-    up: Mapping[str, int]
-    steps: int
-    examples: int
-    seconds: float
-    total: Aggregate | None
-    metrics: Mapping[str, float]
-
-
-class Audit(Protocol):
-    """Who watches: what a file in `audits/` offers. It sees what the server sees, no more."""
-
-    def observe(self, exchange: Exchange) -> None:
-        """Looks at one finished exchange."""
-        ...
-
-    def report(self) -> Mapping[str, float]:
-        """Returns its numbers by name."""
-        ...
 
 
 @dataclass
@@ -217,14 +177,15 @@ class Federation:
     ) -> tuple[Position, list[BlockResult], float]:
         door = self._door
         position = Position(self.task.index, self.round, len(door.exchanges), self.attempt)
-        self._check_words(program)
-        asked = self._available(position, sorted(self.cohort if clients is None else clients))
+        self._check_words(program, message)
+        asked = self._available(position, self._asked(clients))
         start = time.perf_counter()
         request = Request(position, program, message, reveal, door.committed)
         results = []
         for result in door.engine.run(request, asked, door.memories):
             door.memories.save(result.memories)
             results.append(result)
+        check_blocks(request, results)
         answered = sum(len(result.ids) for result in results)
         if answered < door.minimum:
             raise TooFewReplies(
@@ -232,14 +193,18 @@ class Federation:
             )
         return position, results, start
 
-    def _check_words(self, program: Program[Any] | Local) -> None:
-        try:
-            encode(program, self._door.words)
-        except TypeError as error:
-            raise ConfigError(
-                f"program {program_name(program)!r} has no name that a client could look up: "
-                f"{error}"
-            ) from error
+    def _asked(self, clients: Sequence[int] | None) -> tuple[int, ...]:
+        return tuple(sorted(set(self.cohort if clients is None else clients)))
+
+    def _check_words(self, program: Program[Any] | Local, message: Any) -> None:
+        for value, fact in (
+            (program, "has no name that a client could look up"),
+            (message, "is sent with a message that cannot travel"),
+        ):
+            try:
+                check(value, self._door.words)
+            except TypeError as error:
+                raise ConfigError(f"program {program_name(program)!r} {fact}: {error}") from error
 
     def _available(self, position: Position, ids: Sequence[int]) -> Sequence[int]:
         if self._door.availability >= 1.0:
@@ -258,7 +223,7 @@ class Federation:
         start: float,
         total: Aggregate | None,
     ) -> None:
-        asked = tuple(sorted(self.cohort if clients is None else clients))
+        asked = self._asked(clients)
         up: Counter[str] = Counter()
         for result in results:
             up.update(result.uploaded)

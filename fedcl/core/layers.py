@@ -72,8 +72,8 @@ def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
     columns = F.unfold(
         x, layer.kernel_size, dilation=layer.dilation, stride=layer.stride
     )  # (n, c*k*k, places)
-    columns = columns.unflatten(1, (layer.groups, -1))  # (n, groups, d, places)
-    return columns.permute(0, 3, 1, 2).flatten(0, 2)
+    grouped: Tensor = columns.unflatten(1, (layer.groups, -1))  # (n, groups, d, places)
+    return grouped.permute(0, 3, 1, 2).flatten(0, 2)
 
 
 def append_one(model: nn.Module, name: str, inputs: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,11 +60,8 @@ class Proximal:
 
     def __call__(self, params: Params, message: Any) -> Tensor:
         """Returns a scalar that touches no data."""
-        return (
-            0.5
-            * self.strength
-            * sum((params[k] - v).square().sum() for k, v in message.params.items())
-        )
+        squares = [(params[k] - v).square().sum() for k, v in message.params.items()]
+        return 0.5 * self.strength * torch.stack(squares).sum()
 
 
 def own_data(client: Client, message: object) -> Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -36,7 +37,7 @@ def to(params: Params, device: torch.device) -> dict[str, Tensor]:
 
 def norm(params: Params) -> float:
     """Returns the Euclidean norm over all entries, summed in float64."""
-    return sum(float(value.double().square().sum()) for value in params.values()) ** 0.5
+    return math.sqrt(sum(float(value.double().square().sum()) for value in params.values()))
 
 
 def nbytes(params: Params) -> int:

@@ -102,10 +102,12 @@ def train_one(local: Local, settings: Settings, client: Client, message: Any) ->
         ).mean()
         if local.penalty is not None:
             loss = loss + local.penalty(params, message)
-        gradients = torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True)
+        gradients = list(
+            torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True)
+        )
         with torch.no_grad():
             if settings.weight_decay:
-                gradients = torch._foreach_add(gradients, values, alpha=settings.weight_decay)
+                gradients = list(torch._foreach_add(gradients, values, alpha=settings.weight_decay))
             if settings.momentum:
                 if momenta is None:
                     momenta = [g.clone() for g in gradients]

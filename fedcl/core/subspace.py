@@ -70,12 +70,14 @@ def extend(basis: Tensor | None, directions: Tensor) -> Tensor:
 
 def _orthonormal(columns: Tensor, least: float) -> Tensor:
     """Returns an orthonormal basis of columns (d, m), without directions smaller than `least`."""
+    q: Tensor
     q, r = torch.linalg.qr(columns)
     # QR is several times faster, but does not say what to leave out when columns are dependent.
     if columns.shape[1] <= columns.shape[0] and bool((r.diagonal().abs() > least).all()):
         return q
     vectors, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
-    return vectors[:, sizes > least]
+    kept: Tensor = vectors[:, sizes > least]
+    return kept
 
 
 def project_out(change: Tensor, basis: Tensor | None) -> Tensor:

@@ -145,7 +145,9 @@ def decode(tensors: Mapping[str, Tensor], text: str, words: Vocabulary) -> Any:
     def build(item: Any) -> Any:
         if not isinstance(item, dict):
             return item
-        kind, body = next(iter(item.items()), ("nothing", ""))
+        kind: str
+        body: Any
+        kind, body = next(iter(item.items()), ("nothing", None))
         if kind == "float":
             return float.fromhex(body)
         if kind == "tensor":

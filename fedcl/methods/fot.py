@@ -136,23 +136,27 @@ class FOT(Method[State]):
         program = self.gram if self.gpse == "gram" else self.sketch
         sums = fed.aggregate(program, Inputs(params, state.basis, layers), clients=clients).sum
         energy = min(1.0, self.energy + self.energy_step * fed.task.index)
-        return replace(
-            state,
-            basis={
-                name: self._extended(name, sums, state.basis.get(name), energy) for name in layers
-            },
-        )
+        rounding = torch.finfo(next(iter(state.params.values())).dtype).eps
+        basis = {
+            name: self._extended(name, sums, state.basis.get(name), energy, rounding)
+            for name in layers
+        }
+        return replace(state, basis=basis)
 
-    def _extended(self, name: str, sums: Params, basis: Tensor | None, energy: float) -> Tensor:
+    def _extended(
+        self, name: str, sums: Params, basis: Tensor | None, energy: float, rounding: float
+    ) -> Tensor:
         _, inputs, rest, rho = sums[f"norms/{name}"].double().tolist()
         if self.gpse == "gram":
             values, vectors = torch.linalg.eigh(unpack(sums[f"gram/{name}"].double()))
-            energies, vectors = values.flip(0).clamp(min=0.0), vectors.flip(1)
+            values, vectors = values.flip(0), vectors.flip(1)
         else:
-            vectors, singular, _ = torch.linalg.svd(
+            vectors, values, _ = torch.linalg.svd(
                 sums[f"sketch/{name}"].double(), full_matrices=False
             )
-            energies = singular.square()
+        # What travels is rounded: values this small are noise, in directions that nobody's inputs have.
+        values = values * (values > rounding * values.norm())
+        energies = values if self.gpse == "gram" else values.square()
         old = basis if basis is not None else vectors[:, :0]
         # Rounding leaves a residual of about 1e-7 of the norm: that is nothing new.
         if rest <= 1e-10 * inputs:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from fedcl.reporting.style import (
     BLUE,
@@ -26,6 +25,7 @@ from fedcl.reporting.style import (
     percent,
     png,
     stage_borders,
+    whole_ticks,
 )
 from fedcl.reporting.text import decimal, unit, volume
 
@@ -116,7 +116,7 @@ def task_curves(
                   label="mean of tasks\nmet so far", zorder=1.5)  # fmt: skip
     accuracy_axis(axes)
     axes.set(xlabel="finished rounds", xlim=(-0.01 * ends[-1], 1.015 * max(ends[-1], 1)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_ticks(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
@@ -124,7 +124,7 @@ def task_curves(
 def _small_multiples(
     curves: Mapping[int, Mapping[int, float]], ends: Sequence[int], learnt: bool
 ) -> Figure:
-    columns = 4 if len(curves) <= 12 else 5
+    columns = 5 if len(curves) > 12 or len(curves) % 5 == 0 else 4
     rows = math.ceil(len(curves) / columns)
     figure = page(WIDTH, 0.7 + 1.35 * rows)
     figure.set_layout_engine("constrained", wspace=0.05)
@@ -137,9 +137,10 @@ def _small_multiples(
         axes.plot(list(curve), percent(curve.values()), color=BLUE)
         axes.set(ylim=(0, 101), xlim=(0, max(ends[-1], 1)))
         axes.set_title(f"task {task}", size=9, pad=3)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    for axes in panels.flat[len(curves) :]:
-        axes.set_visible(False)
+        whole_ticks(axes, 4)
+    for place, axes in enumerate(panels.flat):
+        axes.tick_params(labelbottom=place >= len(curves) - columns)
+        axes.set_visible(place < len(curves))
     figure.supxlabel("finished rounds", size=9.5)
     figure.supylabel("accuracy [%]", size=9.5)
     return figure

@@ -23,6 +23,7 @@ from fedcl.reporting.style import (
     page,
     percent,
     png,
+    whole_ticks,
 )
 from fedcl.reporting.text import unit
 
@@ -72,7 +73,7 @@ def curves(groups: Sequence[Curve], xlabel: str) -> Figure:
         axes.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.16, linewidth=0)
     accuracy_axis(axes)
     axes.set(xlabel=xlabel, ylabel="accuracy, mean over\ntasks met so far [%]")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_ticks(axes)
     _legend(figure, axes)
     return figure
 

@@ -125,7 +125,7 @@ def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _flatten(item, f"{key}.{name}" if key else name)
-    else:
+    elif value != []:  # an empty list is an option that is not used
         yield key, value if isinstance(value, str) else json.dumps(value, default=str)
 
 

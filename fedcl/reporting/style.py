@@ -10,6 +10,7 @@ from typing import Any, ParamSpec
 from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 P = ParamSpec("P")
 
@@ -32,6 +33,8 @@ STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
     "figure.dpi": DPI,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -75,6 +78,11 @@ def percent(values: Iterable[float | None]) -> list[float]:
 def accuracy_axis(axes: Axes) -> None:
     """Makes the vertical axis one of accuracies."""
     axes.set(ylim=(0, 101), ylabel="accuracy [%]")
+
+
+def whole_ticks(axes: Axes, most: int = 10) -> None:
+    """Puts at most that many ticks on round whole numbers of the horizontal axis."""
+    axes.xaxis.set_major_locator(MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]))
 
 
 def stage_borders(axes: Axes, ends: Sequence[int]) -> None:

@@ -54,7 +54,7 @@ def _gifts(sizes: IntArray, minimum: int) -> Iterator[tuple[int, int]]:
 def _rounded(shares: np.ndarray, total: int) -> IntArray:
     """Returns integers that sum to `total` and follow the shares, by largest remainders."""
     exact = shares / shares.sum() * total
-    sizes = np.floor(exact).astype(np.int64)
+    sizes: IntArray = np.floor(exact).astype(np.int64)
     rest = np.argsort(-(exact - sizes), kind="stable")[: total - int(sizes.sum())]
     sizes[rest] += 1
     return sizes

@@ -1,4 +1,4 @@
-"""Several runs side by side: groups that differ by more than the seed, mean and spread over seeds."""
+"""Several runs side by side: groups differ by more than the seed, with mean and spread over it."""
 
 from pathlib import Path
 from statistics import mean, stdev

@@ -1,0 +1,183 @@
+"""Questions and answers as Flower carries them: arrays, and plain values beside them.
+
+The parts of a program are names, the form of a message is JSON text (`fedcl.core.wire`): nothing that can
+be run travels, and reading looks every name up in the reader's own vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
+from torch import Tensor
+
+from fedcl import __version__
+from fedcl.core import wire
+from fedcl.core.client import Kept, Reply
+from fedcl.core.engine import Position, Request
+
+EXCHANGE = "query.exchange"
+INTRODUCTION = "query.introduction"
+# What may differ between the two sides: it changes no client's answer.
+_OWN_AFFAIRS = ("engine", "checkpoint", "evaluation")
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A value as it travels.
+
+    Attributes:
+        arrays: Its tensors.
+        text: Its structure.
+    """
+
+    arrays: ArrayRecord
+    text: str
+
+    @classmethod
+    def of(cls, value: Any, words: wire.Vocabulary) -> Coded:
+        """Writes a value; raises TypeError that names what cannot travel."""
+        tensors, text = wire.encode(value, words)
+        arrays = {name: Array.from_numpy_ndarray(value.numpy()) for name, value in tensors.items()}
+        return cls(ArrayRecord(arrays), text)
+
+    def read(self, words: wire.Vocabulary) -> Any:
+        """Returns the value; raises ValueError for a name outside the vocabulary."""
+        tensors: dict[str, Tensor] = {
+            name: torch.from_numpy(array.numpy()) for name, array in self.arrays.items()
+        }
+        return wire.decode(tensors, self.text, words)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One exchange as one client is asked it.
+
+    Attributes:
+        experiment: Name under which the client finds its own copy of the config.
+        config: Fingerprints of the asker's config.
+        coded: Program and message.
+        position: Where in the run.
+        base: The memory that the client is to start from; None before it keeps any.
+        committed: Stage and round where a resumed run would start.
+    """
+
+    experiment: str
+    config: Mapping[str, str]
+    coded: Coded
+    position: Position
+    base: Kept | None
+    committed: tuple[int, int]
+
+    def write(self) -> RecordDict:
+        """Returns the content of a Flower message."""
+        at = self.position
+        plain: dict[str, ConfigRecordValues] = {
+            "experiment": self.experiment,
+            "structure": self.coded.text,
+            "position": [at.stage, at.round, at.exchange, at.attempt],
+            "committed": list(self.committed),
+        }
+        if self.base is not None:
+            plain["base"] = list(self.base.moment)
+        config = ConfigRecord({name: value for name, value in self.config.items()})
+        return RecordDict(
+            {"message": self.coded.arrays, "question": ConfigRecord(plain), "config": config}
+        )
+
+    @classmethod
+    def read(cls, content: RecordDict) -> Question:
+        """Returns the question in a Flower message; raises KeyError for any other content."""
+        plain: Mapping[str, Any] = content.config_records["question"]
+        config = {name: str(value) for name, value in content.config_records["config"].items()}
+        stage, round, exchange, attempt = plain["position"]
+        stage_committed, round_committed = plain["committed"]
+        base = None
+        if "base" in plain:
+            a, b, c, d = plain["base"]
+            base = Kept((a, b, c, d))
+        return cls(
+            experiment=plain["experiment"],
+            config=config,
+            coded=Coded(content.array_records["message"], plain["structure"]),
+            position=Position(stage, round, exchange, attempt),
+            base=base,
+            committed=(stage_committed, round_committed),
+        )
+
+    def request(self, words: wire.Vocabulary) -> Request:
+        """Returns the request with program and message looked up by the reader."""
+        program, message = self.coded.read(words)
+        return Request(self.position, program, message, committed=self.committed)
+
+
+def write_reply(reply: Reply, remembered: bool, words: wire.Vocabulary) -> RecordDict:
+    """Returns what a client answers.
+
+    Args:
+        reply: What goes up.
+        remembered: Whether the client's memory is another one now.
+        words: What may be named.
+    """
+    coded = Coded.of(reply, words)
+    answer = ConfigRecord({"structure": coded.text, "remembered": remembered})
+    return RecordDict({"reply": coded.arrays, "answer": answer})
+
+
+def read_reply(content: RecordDict, words: wire.Vocabulary) -> tuple[Reply, bool]:
+    """Returns the reply, and whether the client's memory is another one now.
+
+    Raises:
+        ValueError: The answer holds something else, or names outside the vocabulary.
+        KeyError: It lacks a part.
+    """
+    answer = content.config_records["answer"]
+    reply = Coded(content.array_records["reply"], str(answer["structure"])).read(words)
+    if not isinstance(reply, Reply) or not all(
+        isinstance(value, Tensor) for value in reply.tensors.values()
+    ):
+        raise ValueError(f"it is no reply but {type(reply).__name__}")
+    return reply, bool(answer["remembered"])
+
+
+def write_failure(kind: str, reason: str, trace: str = "") -> RecordDict:
+    """Returns what a client says when it cannot answer.
+
+    Args:
+        kind: `program` when its program failed, `config` when the two sides do not agree.
+        reason: What happened.
+        trace: Where, for whoever looks for the cause.
+    """
+    return RecordDict({"failure": ConfigRecord({"kind": kind, "reason": reason, "trace": trace})})
+
+
+def read_failure(content: RecordDict) -> tuple[str, str, str] | None:
+    """Returns `(kind, reason, trace)`, or None for an answer."""
+    failure = content.config_records.get("failure")
+    if failure is None:
+        return None
+    return str(failure["kind"]), str(failure["reason"]), str(failure["trace"])
+
+
+def fingerprints(resolved: Mapping[str, Any]) -> dict[str, str]:
+    """Returns a short hash of every table that decides what a client answers, and the version.
+
+    Args:
+        resolved: The config with every default filled in.
+    """
+    found = {"version": __version__}
+    for name, table in sorted(resolved.items()):
+        if name not in _OWN_AFFAIRS:
+            text = json.dumps(table, sort_keys=True)
+            found[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return found
+
+
+def moment(position: Position) -> tuple[int, int, int, int]:
+    """Returns a position as a point in time: a repeated round comes after its first attempt."""
+    return position.stage, position.round, position.attempt, position.exchange

@@ -1,0 +1,201 @@
+"""The server's end of Flower: asks nodes through a Grid, and folds their answers as every engine does."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from fedcl.core import wire
+from fedcl.core.client import Kept, Unchanged
+from fedcl.core.engine import Answer, BlockResult, Request, Site, failure
+from fedcl.core.errors import ClientError, ConfigError, FedclError
+from fedcl.core.population import Memories
+from fedcl.core.tree import settle
+from fedcl.flower import messages
+
+# Messages in flight: enough to keep workers busy. Flower looks for each node among all of them.
+_WINDOW = 32
+_PATIENCE = 30.0  # seconds that late answers are waited for in the end
+_ABSENT = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+)
+
+
+@dataclass
+class Post:
+    """Messages on their way through a Grid.
+
+    Attributes:
+        grid: Flower's grid.
+        check: Raises when no answer can come any more.
+        interval: Seconds between two looks for answers.
+        flight: When each message that has not been answered was sent, by message id.
+    """
+
+    grid: Grid
+    check: Callable[[], None]
+    interval: float = 0.01
+    flight: dict[str, float] = field(default_factory=dict)
+
+    def send(self, content: RecordDict, node: int, kind: str) -> str:
+        """Sends a message to a node and returns its id."""
+        (id,) = self.grid.push_messages([Message(content, node, kind)])
+        self.flight[id] = time.monotonic()
+        return id
+
+    def receive(self) -> list[Message]:
+        """Returns the answers that have come; waits a moment when there are none."""
+        if not self.flight:
+            return []
+        answers = list(self.grid.pull_messages(list(self.flight)))
+        for answer in answers:
+            self.flight.pop(answer.metadata.reply_to_message_id, None)
+        if not answers:
+            self.check()
+            time.sleep(self.interval)
+        return answers
+
+    def drain(self) -> None:
+        """Waits for the answers to what nobody asks about any more, so that nodes are at rest."""
+        end = time.monotonic() + _PATIENCE
+        while self.flight and time.monotonic() < end:
+            self.receive()
+        self.flight.clear()
+
+
+def introduce(post: Post) -> dict[int, int]:
+    """Asks every node which client it is and returns the node of each client.
+
+    Raises:
+        ConfigError: Two nodes are the same client.
+        FedclError: A node does not answer as it should.
+    """
+    found: dict[int, int] = {}
+    waiting = deque(sorted(post.grid.get_node_ids()))
+    while waiting or post.flight:
+        while waiting and len(post.flight) < _WINDOW:
+            content = RecordDict({"introduction": ConfigRecord()})
+            post.send(content, waiting.popleft(), messages.INTRODUCTION)
+        for answer in post.receive():
+            node = answer.metadata.src_node_id
+            if answer.has_error():
+                raise FedclError(f"Flower node {node} does not start: {answer.error.reason}")
+            client = int(answer.content.config_records["introduction"]["client"])  # type: ignore[arg-type]
+            if client in found:
+                raise ConfigError(
+                    f"Flower nodes {found[client]} and {node} are both client {client}: "
+                    "give each node a client of its own"
+                )
+            found[client] = node
+    return dict(sorted(found.items()))
+
+
+@dataclass
+class Link:
+    """What connects one experiment with its nodes.
+
+    Attributes:
+        post: How messages travel.
+        nodes: Flower's node of each client.
+        site: Checks, books and folds what comes back.
+        words: What a message may name.
+        experiment: Name under which nodes keep their config.
+        config: Fingerprints of the server's config.
+        timeout: Seconds after which an answer counts as missing; 0 waits for ever.
+    """
+
+    post: Post
+    nodes: Mapping[int, int]
+    site: Site
+    words: wire.Vocabulary
+    experiment: str
+    config: Mapping[str, str]
+    timeout: float = 0.0
+
+    def run(
+        self, request: Request, ids: Sequence[int], memories: Memories
+    ) -> Iterator[BlockResult]:
+        """Yields the results of the fold blocks of `ids`, in their order.
+
+        Raises:
+            ClientError: A client's program failed: the first one in the order of ids.
+            ConfigError: A node has another config.
+        """
+        coded = messages.Coded.of((request.program, request.message), self.words)
+        waiting = deque(self.site.blocks(ids))
+        blocks: deque[tuple[int, ...]] = deque()
+        asked: dict[str, int] = {}
+        came: dict[int, Message] = {}
+        late: dict[int, str] = {}
+        while waiting or blocks:
+            while waiting and (not blocks or len(self.post.flight) < _WINDOW):
+                blocks.append(waiting.popleft())
+                bases = memories.load(blocks[-1])
+                for id in blocks[-1]:
+                    content = self._question(request, coded, bases.get(id))
+                    asked[self.post.send(content, self.nodes[id], messages.EXCHANGE)] = id
+            for message in self.post.receive():
+                came[asked[message.metadata.reply_to_message_id]] = message
+            self._give_up(asked, late)
+            while blocks and all(id in came or id in late for id in blocks[0]):
+                block = blocks.popleft()
+                found = {id: came.pop(id) for id in block if id in came}
+                missing = {id: late.pop(id) for id in block if id in late}
+                yield self._result(request, found, missing)
+
+    def _question(self, request: Request, coded: messages.Coded, base: Kept | None) -> RecordDict:
+        question = messages.Question(
+            self.experiment, self.config, coded, request.position, base, request.committed
+        )
+        return question.write()
+
+    def _give_up(self, asked: Mapping[str, int], late: dict[int, str]) -> None:
+        """Notes the clients whose answer takes too long."""
+        if not self.timeout:
+            return
+        now = time.monotonic()
+        for message, sent in self.post.flight.items():
+            if message in asked and now - sent > self.timeout:
+                late[asked[message]] = f"no answer within {self.timeout:g} s"
+
+    def _result(
+        self, request: Request, found: Mapping[int, Message], missing: Mapping[int, str]
+    ) -> BlockResult:
+        answers: list[Answer] = []
+        failures = dict(missing)
+        for id, message in sorted(found.items()):
+            if message.has_error() and message.error.code in _ABSENT:
+                failures[id] = message.error.reason
+            else:
+                answers.append(self._read(request, id, message))
+        return replace(self.site.gather(request, answers), failures=failures)
+
+    def _read(self, request: Request, id: int, message: Message) -> Answer:
+        if message.has_error():
+            raise failure(request, id, f"Flower reports: {message.error.reason}")
+        try:
+            failed = messages.read_failure(message.content)
+            if failed is None:
+                reply, remembered = messages.read_reply(message.content, self.words)
+        except (KeyError, TypeError, ValueError) as error:
+            raise failure(request, id, f"its answer cannot be read: {error}") from error
+        if failed is not None:
+            raise self._failure(request, id, *failed)
+        memory = Kept(messages.moment(request.position)) if remembered else Unchanged()
+        return Answer(id, settle(reply, self.site.device), memory)
+
+    @staticmethod
+    def _failure(request: Request, id: int, kind: str, reason: str, trace: str) -> FedclError:
+        if kind == "config":
+            return ConfigError(f"client {id}: {reason}")
+        error: ClientError = failure(request, id, reason)
+        error.__cause__ = FedclError(f"on the client's side:\n{trace}")
+        return error
