@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
+import re
+import shlex
 import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fedcl import __version__
 from fedcl.core.errors import ClientError, ConfigError, FedclError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 out_console, error_console = Console(), Console(stderr=True)
 
 Set = Annotated[
@@ -34,13 +39,15 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(help="A simulator for federated continual learning.")
+@app.callback(help="A simulator for federated continual learning.", invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and stop.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
@@ -77,8 +84,11 @@ def run(
         ),
         TimeRemainingColumn(),
     )
+    drawn = error_console.is_terminal
     try:
-        with Progress(*columns, console=error_console, disable=quiet) as bars:
+        with Progress(
+            *columns, console=error_console, disable=quiet or not drawn, transient=True
+        ) as bars:
             bar = bars.add_task("", total=None, stage="-", accuracy="-", speed="-")
 
             def watch(now: Any) -> None:
@@ -93,14 +103,17 @@ def run(
                     accuracy=accuracy,
                     speed=speed,
                 )
+                # A log file gets a line a stage instead of a moving bar.
+                if not drawn and not quiet and now.round == now.rounds:
+                    _say(f"stage {stage}: {now.done} of {now.total} rounds, accuracy {accuracy}")
 
             record = run_experiment(
                 experiment, folder, resume=resume, watch=watch, command=tuple(words)
             )
     except KeyboardInterrupt:
-        error_console.print(f"stopped; go on with: {' '.join(words)} --resume", markup=False)
+        _say(f"stopped; go on with: {shlex.join(words)} --resume")
         raise typer.Exit(130) from None
-    out_console.print(_result(record.summary))
+    _print_result(record.summary)
     out_console.print(f"engine: {record.summary['engine_reason']}", markup=False, soft_wrap=True)
     out_console.print(f"files: {_report(folder)}", markup=False, soft_wrap=True)
 
@@ -111,31 +124,44 @@ def show(config: Annotated[Path, typer.Argument(help="A TOML file.")], set_: Set
     from fedcl.config import load_config
     from fedcl.preview import preview
 
-    for part in preview(load_config(config, overrides(set_))):
+    for part in preview(load_config(config, overrides(set_)), out_console.width):
         out_console.print(part)
 
 
 @app.command(name="list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="methods, streams, models, datasets, ... [all]")] = "",
+    kind: Annotated[str, typer.Argument(help="methods, streams, models, ... [all]")] = "",
 ) -> None:
     """Lists the plug-ins, one line each."""
-    from fedcl.config import KINDS, available, find
+    from fedcl.plugins import KINDS, available, find
 
     if kind and kind not in KINDS:
         raise ConfigError(f"there are no {kind!r} to list (known: {', '.join(KINDS)})")
     for each in [kind] if kind else KINDS:
-        table = Table(title=each, title_justify="left", show_header=each == "methods", box=None)
-        headings = ("name", "family", "server sees", "from", "what it does")
-        for heading in headings if each == "methods" else ("", ""):
-            table.add_column(heading, overflow="fold")
-        for name in available(each):
-            cls: Any = find(each, name)
-            module = inspect.getdoc(importlib.import_module(cls.__module__)) or ""
-            first = module.split("\n\n")[0].replace("\n", " ")
-            more = (cls.family, cls.exposure, cls.paper) if each == "methods" else ()
-            table.add_row(name, *more, first)
-        out_console.print(table)
+        rows = [(name, *_about(each, find(each, name))) for name in available(each)]
+        if each == "methods":
+            rows.insert(0, ("name", "family", "sees", "what it is (from)"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        out_console.print(each, style="bold")
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            line = Text("  ".join(("", *cells)).rstrip())
+            # A narrow terminal shows the beginning of a line; a file gets all of it.
+            out_console.print(
+                line,
+                no_wrap=True,
+                overflow="ellipsis" if out_console.is_terminal else "ignore",
+                crop=out_console.is_terminal,
+            )
+
+
+def _about(kind: str, cls: Any) -> tuple[str, ...]:
+    """Returns what a listing says of a plug-in: the beginning of its file, and more of a method."""
+    module = inspect.getdoc(importlib.import_module(cls.__module__)) or ""
+    phrase = re.split(r":(?: |$)|\n\n", module)[0].replace("\n", " ").rstrip(".")
+    if kind != "methods":
+        return (phrase,)
+    return cls.family, cls.exposure, f"{phrase} ({cls.paper})"
 
 
 @app.command()
@@ -146,7 +172,10 @@ def report(
     ),
 ) -> None:
     """Draws the report of a run, or compares several runs (seeds of one setting are averaged)."""
-    from fedcl.report import comparison_table, write_comparison, write_report
+    try:
+        from fedcl.report import comparison_table, write_comparison, write_report
+    except ImportError as error:
+        raise ConfigError(f"no report without {error.name}: pip install 'fedcl[report]'") from error
 
     if len(runs) == 1:
         out_console.print(str(write_report(runs[0])), markup=False, soft_wrap=True)
@@ -181,9 +210,12 @@ def overrides(settings: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def _result(summary: dict[str, Any]) -> Table:
-    title = f"{summary['method']} on {summary['stream']} ({summary['scenario']}-incremental), seed {summary['seed']}"
-    table = Table(title=title, title_justify="left", show_header=False)
+def _print_result(summary: dict[str, Any]) -> None:
+    method, stream, scenario, seed = (
+        summary[key] for key in ("method", "stream", "scenario", "seed")
+    )
+    out_console.print(f"{method} on {stream} ({scenario}-incremental), seed {seed}", markup=False)
+    table = Table(show_header=False)
     names = (
         "average_accuracy",
         "pooled_accuracy",
@@ -203,7 +235,7 @@ def _result(summary: dict[str, Any]) -> Table:
     for name, way in (("bytes_up", "up"), ("bytes_down", "down")):
         table.add_row(f"bytes {way}", f"{summary[name] / 1e6:.1f} MB")
     table.add_row("wall time", f"{summary['seconds']:.1f} s")
-    return table
+    out_console.print(table)
 
 
 def _report(folder: Path) -> str:
@@ -214,18 +246,42 @@ def _report(folder: Path) -> str:
     return str(write_report(folder))
 
 
+def _say(message: str, style: str = "") -> None:
+    """Writes one line to standard error, whatever lines an exception's message has."""
+    error_console.print(" ".join(message.split()), markup=False, soft_wrap=True, style=style)
+
+
+def _run(words: list[str]) -> int:
+    """Runs the command line and returns its exit status."""
+    try:
+        status: int | None = app(words, prog_name="fedcl", standalone_mode=False)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        help_ = f"{context.command_path if context else 'fedcl'} --help"
+        _say(f"error: {error.format_message()} See {help_}", style="red")
+        return 2
+    except ClientError as error:
+        _say(f"error: {error}", style="red")
+        return 1
+    except FedclError as error:
+        _say(f"error: {error}", style="red")
+        return 2
+    except MemoryError as error:
+        _say(
+            f"error: out of memory ({error}): `fedcl show` estimates a config's needs", style="red"
+        )
+        return 1
+    return status or 0
+
+
 def main() -> None:
     """Runs the command line; bad input gives one message and exit status 2."""
     # A plug-in of one's own, `module:Class`, may lie in the folder that one stands in.
     sys.path.insert(0, "")
-    try:
-        app()
-    except ClientError as error:
-        error_console.print(f"error: {error}", markup=False, soft_wrap=True, style="red")
-        sys.exit(1)
-    except FedclError as error:
-        error_console.print(f"error: {error}", markup=False, soft_wrap=True, style="red")
-        sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without the signs for bars
+    sys.exit(_run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,18 @@ def build_site(experiment: Experiment) -> Site:
     )
 
 
+def check_minimum(experiment: Experiment, stream: Stream) -> None:
+    """Raises ConfigError when a stage has fewer clients than the replies that a round needs."""
+    minimum = experiment.training.minimum
+    for stage in range(stream.stages if minimum > 1 else 0):
+        members = len(stream.members(stage))
+        if members < minimum:
+            raise ConfigError(
+                f"[training] minimum = {minimum} replies cannot come from the {members} clients "
+                f"with data at stage {stage}: lower it"
+            )
+
+
 def build_model(experiment: Experiment, shape: tuple[int, ...], classes: int) -> nn.Module:
     """Returns the freshly initialised model: a function of the experiment's seed.
 
@@ -92,8 +104,15 @@ def build_model(experiment: Experiment, shape: tuple[int, ...], classes: int) ->
         try:
             model = experiment.model.build(shape, classes)
             check_model(model)
-        except ValueError as error:
+            with torch.no_grad():
+                found = tuple(model(torch.zeros(2, *shape)).shape)
+        except (ValueError, RuntimeError) as error:
             raise ConfigError(f"[model] {error}") from error
+    if found != (2, classes):
+        raise ConfigError(
+            f"[model] two inputs of shape {shape} give an output of shape {found}, not the logits "
+            f"of shape {(2, classes)}: end it with a layer over all {classes} classes"
+        )
     return model
 
 
@@ -129,15 +148,18 @@ def run(
     # One thread everywhere: one and two threads give different bits.
     torch.set_num_threads(1)
     site = build_site(experiment)
-    joint = read_reference(experiment.evaluation.reference)
+    stream: Stream = site.population.stream  # type: ignore[attr-defined]
+    check_minimum(experiment, stream)
+    joint = read_reference(experiment.evaluation.reference, experiment, stream)
     folder = None if out is None else Path(out)
-    store = None
-    fresh = folder is not None and not folder.exists()
+    new = folder is not None and not folder.exists()
     if folder is not None:
         open_folder(folder, resume)
-        store = Store(folder / "checkpoint")
+    empty = folder is not None and not any(folder.iterdir())
+    store = None
     try:
-        if store is not None and folder is not None:
+        if folder is not None:
+            store = Store(folder / "checkpoint")
             check_same(store, experiment.resolved, __version__)
             write_text(folder / "config.toml", experiment.toml)
         loop = _Loop(experiment, site, folder, store, watch)
@@ -154,11 +176,14 @@ def run(
         if folder is not None:
             export(record, privacy_rows(record.costs))
             finish(record)
-    except FedclError:
-        if store is not None and folder is not None and fresh and store.saved() is None:
+    except Exception:
+        if folder is not None and empty and (store is None or store.saved() is None):
             # Nothing was committed: a run that could not begin leaves nothing behind.
-            store.close()
+            if store is not None:
+                store.close()
             shutil.rmtree(folder)
+            if not new:
+                folder.mkdir()
         raise
     finally:
         if store is not None:
@@ -221,7 +246,6 @@ class _Loop:
         )
         door.committed = first
         engine.open(self.site, self._launch())
-        self.memories.recall = getattr(engine, "recall", None)
         self.engine_reason = (
             getattr(engine, "reason", "")
             or f"{self.experiment.names['engine']}: named in the config"

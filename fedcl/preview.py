@@ -1,8 +1,8 @@
-"""What a config means before it runs: the tasks, who holds how much of which class at which stage, and the sizes."""
+"""What a config means before it runs: the tasks, who holds how much of what when, and the sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich.console import RenderableType
@@ -13,92 +13,104 @@ from rich.text import Text
 from fedcl.config import Experiment
 from fedcl.core.dataset import ArrayTable
 from fedcl.core.stream import Stream
-from fedcl.experiment import build_site
+from fedcl.experiment import build_site, check_minimum
+from fedcl.summary import read_reference
 
-_BARS = " ▁▂▃▄▅▆▇█"
+_BARS = "·▁▂▃▄▅▆▇█"
 _MOST_CLIENTS = 24
+_MOST_STAGES = 12
 _MOST_CLASSES = 40
 
 
-def preview(experiment: Experiment) -> Iterator[RenderableType]:
-    """Yields what `fedcl show` prints; builds data, stream and model, so that what fails at start fails here."""
+def preview(experiment: Experiment, width: int = 80) -> Iterator[RenderableType]:
+    """Yields what `fedcl show` prints.
+
+    Args:
+        experiment: A validated config.
+        width: Columns of the terminal: as many stages are drawn as fit.
+
+    Raises:
+        ConfigError: What would fail at the start of a run: data, stream and model are built.
+    """
     site = build_site(experiment)
     stream: Stream = site.population.stream  # type: ignore[attr-defined]
+    check_minimum(experiment, stream)
+    read_reference(experiment.evaluation.reference, experiment, stream)
     yield Text(
-        f"{stream.name} ({stream.scenario}-incremental): {len(stream.tasks)} tasks, {stream.stages} stages, "
-        f"{stream.clients} clients, {stream.dataset.name}: inputs {stream.dataset.shape}, {stream.classes} classes"
+        f"{stream.name} ({stream.scenario}-incremental): {len(stream.tasks)} tasks, "
+        f"{stream.stages} stages, {stream.clients} clients, {stream.dataset.name}: "
+        f"inputs {stream.dataset.shape}, {stream.classes} classes"
     )
     yield _tasks(stream)
-    yield _shares(stream)
+    yield from _shares(stream, width)
     yield _sizes(
         experiment, stream, sum(p.numel() * p.element_size() for p in site.model.parameters())
     )
+    yield Text()
     yield Syntax(experiment.toml, "toml", background_color="default")
 
 
 def _tasks(stream: Stream) -> Table:
-    table = Table(title="tasks", title_justify="left")
-    for heading in (
-        "task",
-        "name",
-        "classes",
-        "train",
-        "test",
-        "validation",
-        "public",
-        "smallest share",
-        "largest",
-    ):
-        table.add_column(heading, justify="left" if heading in ("name", "classes") else "right")
+    table = _table("tasks")
+    splits = {"train": "train", "test": "test", "validation": "held out", "public": "public"}
+    held = [s for s in splits if any(len(getattr(task, s)) for task in stream.tasks)]
+    for heading in ("task", "name", "classes", *(splits[s] for s in held), "a client has"):
+        words = heading in ("name", "classes")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=True)
     for task in stream.tasks:
         sizes = np.diff(stream.shares(task.index)[1])
-        classes = ", ".join(map(str, task.classes[:12])) + (
-            " ..." if len(task.classes) > 12 else ""
-        )
-        counts = (len(part) for part in (task.train, task.test, task.validation, task.public))
         table.add_row(
             str(task.index),
             task.name,
-            classes,
-            *map(str, counts),
-            str(sizes.min()),
-            str(sizes.max()),
+            _ranges(task.classes),
+            *(str(len(getattr(task, split))) for split in held),
+            f"{sizes.min()} to {sizes.max()}",
         )
     return table
 
 
-def _shares(stream: Stream) -> Table:
-    """Draws one row a client and one column a stage: a bar for each class, its height the share of the most."""
-    table = Table(
-        title="who holds what: one bar a class, full height = the largest holding in the table",
-        title_justify="left",
-    )
-    table.add_column("client", justify="right")
-    stages = range(min(stream.stages, 12))
-    for stage in stages:
-        table.add_column(f"stage {stage}")
+def _ranges(numbers: Sequence[int]) -> str:
+    """Returns ascending numbers in words: 0-9, 12."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    words = [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
+    return ", ".join(words[:8]) + (" ..." if len(words) > 8 else "")
+
+
+def _shares(stream: Stream, width: int) -> Iterator[RenderableType]:
+    """Yields a row for each client, a column for each stage, and in a cell a bar for each class."""
     clients = range(min(stream.clients, _MOST_CLIENTS))
     held: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
     for client in clients:
-        for stage in stages:
+        for stage in range(min(stream.stages, _MOST_STAGES)):
             task = stream.task_at(client, stage)
             if task is not None:
                 held[client, stage] = (task, stream.label_counts(client, task))
     most = max((int(counts.max()) for _, counts in held.values()), default=1)
+    cells = {}
+    for place, (task, counts) in held.items():
+        bars = "".join(_BARS[-(-8 * int(c) // most)] for c in counts[:_MOST_CLASSES])
+        cells[place] = f"{bars} {counts.sum()}" + ("" if stream.order.shared else f" of {task}")
+    room = (width - 8) // (2 + max((len(cell) for cell in cells.values()), default=1))
+    stages = range(min(stream.stages, _MOST_STAGES, max(1, room)))
+    table = _table("who holds what")
+    table.add_column("client", justify="right")
+    for stage in stages:
+        table.add_column(f"stage {stage}", no_wrap=True)
     for client in clients:
-        cells = []
-        for stage in stages:
-            if (client, stage) not in held:
-                cells.append("-")
-                continue
-            task, counts = held[client, stage]
-            bars = "".join(_BARS[-(-8 * int(c) // most)] for c in counts[:_MOST_CLASSES])
-            cells.append(f"task {task} {bars} {counts.sum()}")
-        table.add_row(str(client), *cells)
-    left = stream.clients - len(clients)
-    if left > 0 or stream.stages > len(stages):
-        table.caption = f"and {left} more clients, {stream.stages - len(stages)} more stages"
-    return table
+        table.add_row(str(client), *(cells.get((client, stage), "-") for stage in stages))
+    yield table
+    own = "" if stream.order.shared else " of which task"
+    left = {"more clients": stream.clients - len(clients), "stages": stream.stages - len(stages)}
+    more = " and ".join(f"{number} {what}" for what, number in left.items() if number)
+    yield Text(
+        f"A bar a class, the highest is {most} examples; then all examples{own}."
+        + (f" Not shown: {more}." if more else "")
+    )
 
 
 def _sizes(experiment: Experiment, stream: Stream, model: int) -> Table:
@@ -119,9 +131,7 @@ def _sizes(experiment: Experiment, stream: Stream, model: int) -> Table:
     # Parameters, gradients and the float64 sum; every client of a block holds its own.
     work = block * (2 * model + largest * int(np.prod(stream.dataset.shape)) * item) + 2 * model
     test = max(len(task.test) for task in stream.tasks) * int(np.prod(stream.dataset.shape)) * item
-    table = Table(
-        title="sizes (computed from the config, before anything runs)", title_justify="left"
-    )
+    table = _table("sizes, computed before anything runs")
     table.add_column("what")
     table.add_column("size", justify="right")
     rounds = stream.stages * training.rounds
@@ -137,6 +147,10 @@ def _sizes(experiment: Experiment, stream: Stream, model: int) -> Table:
         table.add_row(what, _bytes(size))
     table.add_row("local steps in a round, about", f"{_steps(experiment, stream, cohort)}")
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=f"\n{title}", title_justify="left", box=None, padding=(0, 2, 0, 0))
 
 
 def _steps(experiment: Experiment, stream: Stream, cohort: int) -> int:

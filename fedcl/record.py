@@ -1,7 +1,8 @@
-"""Reads and writes a run's folder: config, evaluations, costs, summary, model, and the checkpoint behind them.
+"""Reads and writes a run's folder: config, tables, summary, model, and the checkpoint behind them.
 
-SQLite is the truth while a run goes on: method state, clients' memories, rows and position are committed together.
-The CSV files are exports of it, written whole and renamed; `summary.json` comes last and marks completion.
+SQLite is the truth while a run goes on: method state, clients' memories, rows and position are
+committed together. The CSV files are exports of it, written whole and renamed; `summary.json` comes
+last and marks completion.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import io
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,11 +94,22 @@ class Saved:
 
 
 class Store:
-    """The checkpoint of one run, in `checkpoint/state.sqlite`."""
+    """The checkpoint of one run, in `checkpoint/state.sqlite`.
+
+    Raises:
+        ResumeError: From any function: the file is damaged, or cannot be written.
+    """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(folder / "state.sqlite", isolation_level=None)
+        self._path = folder / "state.sqlite"
+        with self._guard(), ExitStack() as undo:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self._path, isolation_level=None)
+            undo.callback(self._db.close)
+            self._open()
+            undo.pop_all()
+
+    def _open(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         evaluations, costs = ", ".join(EVALUATIONS), ", ".join(COSTS)
@@ -109,6 +122,22 @@ class Store:
         ):
             self._db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
 
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        run = self._path.parent.parent
+        try:
+            yield
+        except (sqlite3.OperationalError, OSError) as error:
+            raise ResumeError(
+                f"checkpoint {self._path} cannot be used: {error}; see to it that the disk has "
+                "room, the file may be written and no other run uses it, then add --resume"
+            ) from error
+        except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+            raise ResumeError(
+                f"checkpoint {self._path} is damaged: {error}; remove the folder {run} and start "
+                "anew, or name another --out"
+            ) from error
+
     def commit(
         self,
         meta: Mapping[str, Any],
@@ -119,46 +148,50 @@ class Store:
     ) -> None:
         """Writes everything since the last commit in one transaction."""
         run = self._db.execute
-        run("BEGIN IMMEDIATE")
-        try:
-            for key, value in meta.items():
-                run("REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
-            run("REPLACE INTO state VALUES (0, ?)", (state,))
-            for client, data in memories.items():
-                if data is None:
-                    run("DELETE FROM memories WHERE client = ?", (client,))
-                else:
-                    run("REPLACE INTO memories VALUES (?, ?)", (client, data))
-            for table, columns, rows in (
-                ("evaluations", EVALUATIONS, evaluations),
-                ("costs", COSTS, costs),
-            ):
-                marks = ", ".join("?" * len(columns))
-                values = [tuple(row[column] for column in columns) for row in rows]
-                self._db.executemany(f"INSERT INTO {table} VALUES ({marks})", values)
-        except BaseException:
-            run("ROLLBACK")
-            raise
-        run("COMMIT")
+        with self._guard():
+            run("BEGIN IMMEDIATE")
+            try:
+                for key, value in meta.items():
+                    run("REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+                run("REPLACE INTO state VALUES (0, ?)", (state,))
+                for client, data in memories.items():
+                    if data is None:
+                        run("DELETE FROM memories WHERE client = ?", (client,))
+                    else:
+                        run("REPLACE INTO memories VALUES (?, ?)", (client, data))
+                for table, columns, rows in (
+                    ("evaluations", EVALUATIONS, evaluations),
+                    ("costs", COSTS, costs),
+                ):
+                    marks = ", ".join("?" * len(columns))
+                    values = [tuple(row[column] for column in columns) for row in rows]
+                    self._db.executemany(f"INSERT INTO {table} VALUES ({marks})", values)
+            except BaseException:
+                run("ROLLBACK")
+                raise
+            run("COMMIT")
 
     def meta(self, key: str) -> Any:
         """Returns a value of the last commit, or None before the first."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        with self._guard():
+            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+            return None if row is None else json.loads(row[0])
 
     def saved(self) -> Saved | None:
         """Returns the last commit, or None when there is none."""
-        row = self._db.execute("SELECT data FROM state").fetchone()
-        if row is None:
-            return None
-        memories = dict(self._db.execute("SELECT client, data FROM memories ORDER BY client"))
-        numbers = [self.meta(key) for key in ("stage", "round", "rounds", "seconds")]
-        return Saved(*numbers, row[0], memories, self.meta("events"))
+        with self._guard():
+            row = self._db.execute("SELECT data FROM state").fetchone()
+            if row is None:
+                return None
+            memories = dict(self._db.execute("SELECT client, data FROM memories ORDER BY client"))
+        names = ("stage", "round", "rounds", "seconds", "events")
+        return Saved(state=row[0], memories=memories, **{name: self.meta(name) for name in names})
 
     def rows(self, table: str, columns: Sequence[str]) -> list[Row]:
         """Returns all rows of `evaluations` or `costs` in the order of their writing."""
-        listed = self._db.execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY rowid")
-        return [dict(zip(columns, row, strict=True)) for row in listed]
+        with self._guard():
+            listed = self._db.execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY rowid")
+            return [dict(zip(columns, row, strict=True)) for row in listed]
 
     def close(self) -> None:
         """Closes the file."""
@@ -169,13 +202,20 @@ def open_folder(folder: Path, resume: bool) -> None:
     """Makes a run's folder, or checks that it may be used.
 
     Raises:
-        ConfigError: The folder holds something already and `resume` is not asked for, or cannot be written.
+        ConfigError: The folder holds something already and `resume` is not asked for, or holds no
+            checkpoint to resume from, or cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not resume:
+        held = [path.name for path in folder.iterdir()]
+        if held and not resume:
             raise ConfigError(
                 f"folder {folder} is not empty: add --resume to go on, or name another --out"
+            )
+        if held and "checkpoint" not in held:
+            raise ConfigError(
+                f"folder {folder} holds no checkpoint to go on from: name the folder of a run, or "
+                "another --out without --resume"
             )
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "permission denied")
@@ -186,11 +226,12 @@ def open_folder(folder: Path, resume: bool) -> None:
 
 
 def check_same(store: Store, resolved: Mapping[str, Any], version: str) -> None:
-    """Raises ResumeError when a checkpoint was made by another config or version, naming the difference."""
+    """Raises ResumeError when another config or version made the checkpoint; names what differs."""
     before = store.meta("version")
     if before is not None and before != version:
         raise ResumeError(
-            f"the checkpoint was made by fedcl {before}, this is {version}: resume with that version"
+            f"the checkpoint was made by fedcl {before}, this is {version}: resume with that "
+            "version, or name another --out to start anew"
         )
     old = store.meta("config")
     if old is None:
@@ -199,7 +240,8 @@ def check_same(store: Store, resolved: Mapping[str, Any], version: str) -> None:
         # How many workers run the blocks, and how often is saved, changes no result.
         if place.split(" ")[0] not in ("engine.workers", "engine.address", "checkpoint.seconds"):
             raise ResumeError(
-                f"the checkpoint belongs to another config: {place}; undo the change or start anew"
+                f"the checkpoint belongs to another config: {place}; undo the change, or name "
+                "another --out to start anew"
             )
 
 

@@ -1,4 +1,4 @@
-"""A run's summary: the named metrics of its evaluations, its costs, and what is needed to repeat it."""
+"""A run's summary: the metrics of its evaluations, its costs, and what is needed to repeat it."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _clients(rows: Sequence[Row], split: str) -> dict[str, Any] | None:
     matrices = _matrices(chosen)
     if not matrices:
         return None
-    result = {}
+    result: dict[str, Any] = {}
     for name, better in (("average_accuracy", True), ("forgetting", False)):
         values = {id: getattr(metrics, name)(matrix) for id, matrix in matrices.items()}
         if all(math.isnan(value) for value in values.values()):
@@ -220,22 +220,38 @@ def versions() -> dict[str, str]:
     return {**found, "platform": f"{sys.platform} {platform.machine()}"}
 
 
-def read_reference(folder: str) -> list[float] | None:
-    """Returns a*_j = R[j, j] of a joint run's folder: after stage j its model was trained on tasks 0 to j.
+def read_reference(folder: str, experiment: Experiment, stream: Stream) -> list[float] | None:
+    """Returns a*_j = R[j, j] of a joint run: after stage j its model was trained on tasks 0 to j.
+
+    Args:
+        folder: Folder of the joint run; empty for none.
+        experiment: The experiment that it is a reference for.
+        stream: Its stream.
 
     Raises:
-        ConfigError: The folder holds no finished joint run.
+        ConfigError: The folder holds no finished joint run, or one on another stream.
     """
     if not folder:
         return None
+    if not stream.order.shared:
+        raise ConfigError(
+            "[evaluation] reference needs the accuracy matrix of all, but clients have orders of "
+            "their own: leave it out"
+        )
     path = Path(folder) / "summary.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         matrix = found["accuracy_matrix"]
         if found["method"] != "joint" or matrix is None:
             raise ValueError(f"it is a run of {found['method']!r}")
-        return [matrix[j][j] for j in range(len(matrix))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for key in ("dataset", "stream"):
+            if found[key] != experiment.names[key]:
+                raise ValueError(f"its {key} is {found[key]!r}, not {experiment.names[key]!r}")
+        if len(matrix) != len(stream.tasks):
+            raise ValueError(f"it has {len(matrix)} tasks, not {len(stream.tasks)}")
+        return [float(matrix[j][j]) for j in range(len(matrix))]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ConfigError(
-            f"[evaluation] reference {folder!r} is no finished run of method joint ({error}): name the folder of one"
+            f"[evaluation] reference {folder!r} is no finished run of method joint on this stream "
+            f"({type(error).__name__}: {error}): name the folder of one"
         ) from error

@@ -178,11 +178,11 @@ class Federation:
         door = self._door
         position = Position(self.task.index, self.round, len(door.exchanges), self.attempt)
         self._check_words(program, message)
-        asked = self._available(position, self._asked(clients))
+        asked = self._asked(clients)
         start = time.perf_counter()
         request = Request(position, program, message, reveal, door.committed)
         results = []
-        for result in door.engine.run(request, asked, door.memories):
+        for result in door.engine.run(request, self._available(position, asked), door.memories):
             door.memories.save(result.memories)
             results.append(result)
         check_blocks(request, results)

@@ -125,8 +125,9 @@ def _structure(value: Any, words: Vocabulary, put: Callable[[Tensor], str]) -> A
                 "class": _name(type(item)),
                 "fields": {f.name: walk(getattr(item, f.name)) for f in fields(item)},
             }
+        name = getattr(item, "__qualname__", "")
         raise TypeError(
-            f"{type(item).__name__} {getattr(item, '__qualname__', '')!r} cannot travel: use "
+            f"{type(item).__name__}{name and f' {name!r}'} cannot travel: use "
             "tensors, numbers, strings, tuples, mappings, frozen dataclasses of fedcl.core or of "
             "the method's file, and functions of fedcl.core.local or of the method's client_half "
             "(no lambdas, closures or partials)"

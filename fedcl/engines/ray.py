@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from fedcl.core.engine import BlockResult, Request, Site
-from fedcl.core.errors import ClientError
+from fedcl.core.errors import ClientError, ConfigError
 from fedcl.core.population import Memories
 from fedcl.core.tree import move
 
@@ -70,6 +70,12 @@ class Ray:
             )
             self._started = True
         count = self.workers or os.cpu_count() or 1
+        processors = int(ray.cluster_resources().get("CPU", 0))
+        if count > processors:
+            raise ConfigError(
+                f"engine.workers = {count}, but the Ray session has {processors} processors, so some "
+                "would wait for ever: lower engine.workers"
+            )
         self._fold = site.fold
         self._site = ray.put(site)
         worker = ray.remote(num_cpus=1)(_Worker)

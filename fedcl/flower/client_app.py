@@ -1,13 +1,13 @@
 """The client half as a Flower ClientApp: a node answers questions with its own copy of the config.
 
-A question names an experiment, a program and a place in the run. The node builds data, model and program
-from its own config, compares the two configs by their fingerprints, and keeps its memory to itself.
+A question names an experiment, a program and a place in the run. The node builds data, model and
+program from its own config, compares the two configs by their fingerprints, and keeps its memory to
+itself.
 """
 
 from __future__ import annotations
 
-import json
-import tomllib
+import shutil
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedcl.config import parse
+from fedcl.config import load_config
 from fedcl.core import wire
 from fedcl.core.client import Unchanged
 from fedcl.core.engine import Site
@@ -28,6 +29,7 @@ from fedcl.core.tree import settle
 from fedcl.experiment import build_site
 from fedcl.flower import messages
 from fedcl.flower.memories import ClientMemory
+from fedcl.record import write_text
 
 
 def make_app(home: Path) -> ClientApp:
@@ -37,11 +39,10 @@ def make_app(home: Path) -> ClientApp:
         home: Holds, for each experiment, what `enter` writes.
     """
     app = ClientApp()
-    folder = str(home)
 
     @app.query("exchange")
     def exchange(message: Message, context: Context) -> Message:
-        return Message(_exchange(message.content, _own_id(context), folder), reply_to=message)
+        return Message(respond(message.content, _own_id(context), home), reply_to=message)
 
     @app.query("introduction")
     def introduction(message: Message, context: Context) -> Message:
@@ -52,22 +53,24 @@ def make_app(home: Path) -> ClientApp:
     return app
 
 
-def enter(home: Path, experiment: str, config: str, memory: Path) -> None:
-    """Gives nodes their copy of an experiment's config.
+def enter(home: Path, experiment: str, resolved: Mapping[str, Any], memory: Path) -> None:
+    """Gives nodes their own copy of an experiment's config.
 
     Args:
         home: Where they look for it.
         experiment: Name of the experiment.
-        config: The config as TOML.
+        resolved: The config with every default filled in.
         memory: Folder for the clients' memories.
     """
-    entry = {"config": config, "memory": str(memory)}
-    (home / f"{experiment}.json").write_text(json.dumps(entry), encoding="utf-8")
+    folder = home / experiment
+    folder.mkdir()
+    write_text(folder / "config.toml", tomli_w.dumps(dict(resolved)))
+    write_text(folder / "memory.txt", str(memory.resolve()))
 
 
 def leave(home: Path, experiment: str) -> None:
     """Takes the nodes' copy of a config away."""
-    (home / f"{experiment}.json").unlink(missing_ok=True)
+    shutil.rmtree(home / experiment, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class _Home:
     def answer(self, question: messages.Question, id: int) -> RecordDict:
         """Runs the program of a question and keeps the memory that it leaves."""
         memory = ClientMemory(self.memory / str(id), self.words)
-        memory.roll_back(question.base, question.committed)
+        memory.roll_back(question.base, question.position, question.committed)
         request = question.request(self.words)
         message = settle(request.message, self.site.device)
         answer = self.site.answer(request, id, memory.read(question.base), message)
@@ -106,41 +109,43 @@ class _Home:
 
 
 @lru_cache(maxsize=2)
-def _home(folder: str, experiment: str) -> _Home:
+def _home(home: Path, experiment: str) -> _Home:
     """Returns what a node knows of an experiment; built once in a process."""
-    path = Path(folder) / f"{experiment}.json"
-    try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"this node has no config of experiment {experiment!r}: give it one"
-        ) from None
-    own = parse(tomllib.loads(entry["config"]))
+    place = home / experiment
+    if not experiment.isalnum() or not place.is_dir():  # a name, no way out of the folder
+        raise ConfigError(f"there is no config of experiment {experiment!r} here: give it one")
+    own = load_config(place / "config.toml")
     words = wire.vocabulary(own.method)
-    prints = messages.fingerprints(own.resolved)
-    return _Home(build_site(own), words, prints, Path(entry["memory"]))
+    memory = Path((place / "memory.txt").read_text(encoding="utf-8"))
+    return _Home(build_site(own), words, messages.fingerprints(own.resolved), memory)
 
 
 def _own_id(context: Context) -> int:
     return int(context.node_config["partition-id"])
 
 
-def _exchange(content: RecordDict, id: int, folder: str) -> RecordDict:
-    """Answers a question; an error becomes an answer that tells it."""
+def respond(content: RecordDict, id: int, home: Path) -> RecordDict:
+    """Answers a question; an error becomes an answer that tells it.
+
+    Args:
+        content: The question (`fedcl.flower.messages.Question`).
+        id: The client that is asked.
+        home: Where its configs lie.
+    """
     # One thread everywhere: one and two threads give different bits.
     torch.set_num_threads(1)
     try:
         question = messages.Question.read(content)
-        home = _home(folder, question.experiment)
-        home.check(question.config)
-        return home.answer(question, id)
+        own = _home(home, question.experiment)
+        own.check(question.config)
+        return own.answer(question, id)
     except ClientError as error:
-        return messages.write_failure("program", error.reason, traceback.format_exc())
+        return messages.write_failure(messages.PROGRAM, error.reason, traceback.format_exc())
     except FedclError as error:
-        return messages.write_failure("config", str(error))
+        return messages.write_failure(type(error).__name__, str(error))
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        return messages.write_failure("program", reason, traceback.format_exc())
+        return messages.write_failure(messages.PROGRAM, reason, traceback.format_exc())
 
 
 def recall(memory: Path, id: int, kept: Any, words: wire.Vocabulary) -> Any:

@@ -1,10 +1,11 @@
 """A client's own memory between exchanges: one file a version, so that a resumed run can roll back.
 
-A version is named by the exchange that wrote it. Every question names the version that it builds on and
-the round where a resumed run would start. So at most three versions lie side by side: the newest from
-before that round, the one that is built on, and the one that the present exchange writes. Whatever is
-newer than the one that is built on belongs to an attempt that was dropped, or to a run that was cut off.
-Asking again gives the same answer and writes the same version again.
+A version is named by the exchange that wrote it. Every question names the version that it builds on
+and the round where a resumed run would start. So at most four versions lie side by side: the newest
+from before that round, the newest from before the present one, which the server may yet drop, the
+one that is built on, and the one that the present exchange writes. Whatever is newer than the one
+that is built on belongs to an attempt that was dropped, or to a run that was cut off. Asking again
+gives the same answer and writes the same version again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 from fedcl.core import wire
 from fedcl.core.client import Kept
+from fedcl.core.engine import Position
+from fedcl.core.errors import ResumeError
 
 Moment = tuple[int, int, int, int]
 _SUFFIX = ".memory"
@@ -39,28 +42,31 @@ class ClientMemory:
             return []
         return sorted(_moment(path) for path in self.folder.glob(f"*{_SUFFIX}"))
 
-    def roll_back(self, base: Kept | None, committed: tuple[int, int]) -> None:
-        """Drops all versions but the one to build on and the one that a resumed run needs.
+    def roll_back(self, base: Kept | None, position: Position, committed: tuple[int, int]) -> None:
+        """Drops the versions that no later question can name.
 
         Args:
             base: The version to build on; None when the client keeps nothing yet.
+            position: Where in the run the present question is.
             committed: Stage and round where a resumed run would start.
         """
         stage, round = committed
         # The first round of a stage begins with the stage's own beginning, round -1.
-        border = (stage, round if round else -1)
+        borders = (stage, round if round else -1), (position.stage, position.round)
         now = (-1, -1, -1, -1) if base is None else base.moment
         valid = [moment for moment in self.moments() if moment <= now]
-        safe = [moment for moment in valid if moment[:2] < border]
+        needed = {now}
+        for border in borders:
+            needed.update([moment for moment in valid if moment[:2] < border][-1:])
         for moment in self.moments():
-            if moment != now and moment not in safe[-1:]:
+            if moment not in needed:
                 self._path(moment).unlink()
 
     def read(self, base: Kept | None) -> Any:
         """Returns a version, or None for no base.
 
         Raises:
-            FileNotFoundError: There is no such version.
+            ResumeError: There is no such version.
         """
         if base is None:
             return None
@@ -68,7 +74,7 @@ class ClientMemory:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise FileNotFoundError(
+            raise ResumeError(
                 f"its memory {path} is gone: put the folder back, or start the run anew"
             ) from None
         return wire.loads(data, self.words)

@@ -1,7 +1,7 @@
 """Questions and answers as Flower carries them: arrays, and plain values beside them.
 
-The parts of a program are names, the form of a message is JSON text (`fedcl.core.wire`): nothing that can
-be run travels, and reading looks every name up in the reader's own vocabulary.
+The parts of a program are names, the form of a message is JSON text (`fedcl.core.wire`): nothing
+that can be run travels, and reading looks every name up in the reader's own vocabulary.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fedcl.core.engine import Position, Request
 
 EXCHANGE = "query.exchange"
 INTRODUCTION = "query.introduction"
+PROGRAM = "program"
 # What may differ between the two sides: it changes no client's answer.
 _OWN_AFFAIRS = ("engine", "checkpoint", "evaluation")
 
@@ -149,7 +150,7 @@ def write_failure(kind: str, reason: str, trace: str = "") -> RecordDict:
     """Returns what a client says when it cannot answer.
 
     Args:
-        kind: `program` when its program failed, `config` when the two sides do not agree.
+        kind: `PROGRAM` when its program failed, else the name of one of fedcl's errors.
         reason: What happened.
         trace: Where, for whoever looks for the cause.
     """

@@ -1,10 +1,11 @@
-"""The server's end of Flower: asks nodes through a Grid, and folds their answers as every engine does."""
+"""The server's end of Flower: asks nodes through a Grid, and folds answers as every engine does."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -14,7 +15,7 @@ from flwr.serverapp import Grid
 from fedcl.core import wire
 from fedcl.core.client import Kept, Unchanged
 from fedcl.core.engine import Answer, BlockResult, Request, Site, failure
-from fedcl.core.errors import ClientError, ConfigError, FedclError
+from fedcl.core.errors import ConfigError, ExposureError, FedclError, ResumeError
 from fedcl.core.population import Memories
 from fedcl.core.tree import settle
 from fedcl.flower import messages
@@ -38,12 +39,14 @@ class Post:
         check: Raises when no answer can come any more.
         interval: Seconds between two looks for answers.
         flight: When each message that has not been answered was sent, by message id.
+        abandoned: Messages that nobody waits for any more.
     """
 
     grid: Grid
     check: Callable[[], None]
     interval: float = 0.01
     flight: dict[str, float] = field(default_factory=dict)
+    abandoned: list[str] = field(default_factory=list)
 
     def send(self, content: RecordDict, node: int, kind: str) -> str:
         """Sends a message to a node and returns its id."""
@@ -63,12 +66,20 @@ class Post:
             time.sleep(self.interval)
         return answers
 
+    def abandon(self, id: str) -> None:
+        """No longer waits for the answer to a message."""
+        del self.flight[id]
+        self.abandoned.append(id)
+
     def drain(self) -> None:
-        """Waits for the answers to what nobody asks about any more, so that nodes are at rest."""
+        """Waits until nodes are at rest: they may still work on what nobody waits for."""
         end = time.monotonic() + _PATIENCE
-        while self.flight and time.monotonic() < end:
-            self.receive()
+        self.flight.update(dict.fromkeys(self.abandoned, end))
+        with suppress(FedclError):  # whatever ended it has been told already
+            while self.flight and time.monotonic() < end:
+                self.receive()
         self.flight.clear()
+        self.abandoned.clear()
 
 
 def introduce(post: Post) -> dict[int, int]:
@@ -144,7 +155,9 @@ class Link:
                     asked[self.post.send(content, self.nodes[id], messages.EXCHANGE)] = id
             for message in self.post.receive():
                 came[asked[message.metadata.reply_to_message_id]] = message
-            self._give_up(asked, late)
+            for message_id in self._overdue():
+                late[asked[message_id]] = f"no answer within {self.timeout:g} s"
+                self.post.abandon(message_id)
             while blocks and all(id in came or id in late for id in blocks[0]):
                 block = blocks.popleft()
                 found = {id: came.pop(id) for id in block if id in came}
@@ -157,14 +170,11 @@ class Link:
         )
         return question.write()
 
-    def _give_up(self, asked: Mapping[str, int], late: dict[int, str]) -> None:
-        """Notes the clients whose answer takes too long."""
+    def _overdue(self) -> list[str]:
         if not self.timeout:
-            return
+            return []
         now = time.monotonic()
-        for message, sent in self.post.flight.items():
-            if message in asked and now - sent > self.timeout:
-                late[asked[message]] = f"no answer within {self.timeout:g} s"
+        return [id for id, sent in self.post.flight.items() if now - sent > self.timeout]
 
     def _result(
         self, request: Request, found: Mapping[int, Message], missing: Mapping[int, str]
@@ -173,7 +183,7 @@ class Link:
         failures = dict(missing)
         for id, message in sorted(found.items()):
             if message.has_error() and message.error.code in _ABSENT:
-                failures[id] = message.error.reason
+                failures[id] = message.error.reason or "no reason given"
             else:
                 answers.append(self._read(request, id, message))
         return replace(self.site.gather(request, answers), failures=failures)
@@ -182,20 +192,21 @@ class Link:
         if message.has_error():
             raise failure(request, id, f"Flower reports: {message.error.reason}")
         try:
-            failed = messages.read_failure(message.content)
-            if failed is None:
-                reply, remembered = messages.read_reply(message.content, self.words)
+            told = messages.read_failure(message.content)
+            if told is not None:
+                raise _error(request, id, *told)
+            reply, remembered = messages.read_reply(message.content, self.words)
         except (KeyError, TypeError, ValueError) as error:
             raise failure(request, id, f"its answer cannot be read: {error}") from error
-        if failed is not None:
-            raise self._failure(request, id, *failed)
         memory = Kept(messages.moment(request.position)) if remembered else Unchanged()
         return Answer(id, settle(reply, self.site.device), memory)
 
-    @staticmethod
-    def _failure(request: Request, id: int, kind: str, reason: str, trace: str) -> FedclError:
-        if kind == "config":
-            return ConfigError(f"client {id}: {reason}")
-        error: ClientError = failure(request, id, reason)
-        error.__cause__ = FedclError(f"on the client's side:\n{trace}")
-        return error
+
+def _error(request: Request, id: int, kind: str, reason: str, trace: str) -> FedclError:
+    """Returns the error of which a client told."""
+    if kind != messages.PROGRAM:
+        known = {cls.__name__: cls for cls in (ConfigError, ExposureError, ResumeError)}
+        return known.get(kind, FedclError)(f"client {id}: {reason}")
+    error = failure(request, id, reason)
+    error.__cause__ = FedclError(f"on the client's side:\n{trace}")
+    return error

@@ -19,10 +19,10 @@ __all__ = ["PARTITIONS", "Dirichlet", "Iid", "Natural", "Quantity", "Shards"]
 Division = tuple[IntArray, IntArray]
 
 
-def _enough(rows: int, clients: int, what: str = "examples") -> None:
-    if rows < clients:
+def _enough(rows: int, clients: int, each: int = 1) -> None:
+    if rows < max(1, clients * each):
         raise ValueError(
-            f"{clients} clients need at least as many {what}, but a task has {rows}: lower "
+            f"{clients} clients need at least {each} examples each, but a task has {rows}: lower "
             "stream.clients or tasks"
         )
 
@@ -95,7 +95,7 @@ class Dirichlet:
         self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
     ) -> Division:
         """Returns `(order, offsets)`."""
-        _enough(len(labels), max(1, clients * self.minimum))
+        _enough(len(labels), clients, self.minimum)
         generator = numpy_generator(seed, "dirichlet")
         parts: list[list[IntArray]] = [[] for _ in range(clients)]
         for label in np.unique(labels):
@@ -135,7 +135,7 @@ class Shards:
     ) -> Division:
         """Returns `(order, offsets)`; shards differ in size by one at most."""
         shards = clients * self.per_client
-        _enough(len(labels), shards, f"examples for {self.per_client} shards each ({shards})")
+        _enough(len(labels), clients, self.per_client)
         generator = numpy_generator(seed, "shards")
         # Shuffled first, so that the rows of one label stand in random order.
         shuffled = generator.permutation(len(labels))

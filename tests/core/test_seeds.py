@@ -32,9 +32,7 @@ def test_another_process_draws_the_same() -> None:
 
 
 @given(POSITION, POSITION)
-def test_different_positions_have_different_seeds(
-    a: list[int | str], b: list[int | str]
-) -> None:
+def test_different_positions_have_different_seeds(a: list[int | str], b: list[int | str]) -> None:
     assert (seed_of(*a) == seed_of(*b)) == (a == b)
     assert 0 <= seed_of(*a) < 2**63
 

@@ -1,0 +1,124 @@
+"""Clients as nodes of Flower's own simulation, through its ServerApp, Grid and ClientApp.
+
+Each client answers a message of its own: a node looks program and config up by name and keeps its
+memory to itself, as on a device. Replies are checked and folded here as by every other engine, in
+the order of ids within fold blocks, so results are equal to `serial`'s to the bit. It is the
+slowest engine: it shows that a method runs where only messages go between server and clients.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from fedcl.core import wire
+from fedcl.core.engine import BlockResult, Request, Site
+from fedcl.core.errors import ConfigError
+from fedcl.core.population import Memories
+
+__all__ = ["Flower"]
+
+
+@dataclass
+class Flower:
+    """Flower's simulation with one node a client.
+
+    Attributes:
+        workers: Number of processes that run nodes; 0 means one a core.
+        gpus: Share of a GPU that each process has.
+        timeout: Seconds after which a client's answer counts as missing; 0 waits for ever. With any
+            other value a result depends on how fast the machine is.
+    """
+
+    workers: int = 0
+    gpus: float = 0.0
+    timeout: float = 0.0
+    _simulation: Any = field(default=None, init=False, repr=False)
+    _own: bool = field(default=False, init=False, repr=False)
+    _link: Any = field(default=None, init=False, repr=False)
+    _memory: Path = field(default=Path(), init=False, repr=False)
+    _temporary: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "gpus", "timeout"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+
+    def open(self, site: Site, launch: Mapping[str, Any]) -> None:
+        """Starts Flower's simulation, or joins the one that is kept, and gives nodes their config.
+
+        Raises:
+            ConfigError: Ray is not installed, or clients have no GPU while the server has one.
+        """
+        if find_spec("ray") is None:
+            raise ConfigError(
+                '[engine] name = "flower" needs Ray, which is not installed: '
+                'pip install "fedcl[sim]"'
+            )
+        if site.device.type != "cpu" and not self.gpus:
+            raise ConfigError(
+                "[engine] gpus = 0 leaves clients without the GPU that the server has: set "
+                'engine.gpus to the share of a process, such as 1.0, or training.device = "cpu"'
+            )
+        os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+        try:
+            self._connect(site, launch)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, site: Site, launch: Mapping[str, Any]) -> None:
+        if launch["folder"] is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="fedcl-memory-")
+            self._memory = Path(self._temporary.name)
+        else:
+            self._memory = Path(launch["folder"]) / "checkpoint" / "clients"
+        simulation = _flower("simulation")
+        self._simulation, self._own = simulation.obtain(launch["clients"], self.workers, self.gpus)
+        experiment = uuid4().hex
+        _flower("client_app").enter(
+            self._simulation.home, experiment, launch["resolved"], self._memory
+        )
+        self._link = _flower("server").Link(
+            post=self._simulation.post(),
+            nodes=self._simulation.nodes,
+            site=site,
+            words=wire.vocabulary(launch["method_object"]),
+            experiment=experiment,
+            config=_flower("messages").fingerprints(launch["resolved"]),
+            timeout=self.timeout,
+        )
+
+    def run(
+        self, request: Request, ids: Sequence[int], memories: Memories
+    ) -> Iterator[BlockResult]:
+        """Yields the results of the fold blocks of `ids`, in their order."""
+        memories.recall = self._recall
+        results: Iterator[BlockResult] = self._link.run(request, ids, memories)
+        return results
+
+    def _recall(self, id: int, kept: Any) -> Any:
+        return _flower("client_app").recall(self._memory, id, kept, self._link.words)
+
+    def close(self) -> None:
+        """Ends what `open` began; a kept simulation goes on."""
+        if self._link is not None:
+            self._link.post.drain()
+            _flower("client_app").leave(self._simulation.home, self._link.experiment)
+        if self._own:
+            self._simulation.stop()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+        self._simulation, self._own, self._link, self._temporary = None, False, None, None
+
+
+def _flower(name: str) -> Any:
+    """Returns a module of the Flower app, which stands above the engines and takes long to load."""
+    return importlib.import_module(f"fedcl.flower.{name}")
