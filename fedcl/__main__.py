@@ -257,19 +257,16 @@ def _run(words: list[str]) -> int:
         status: int | None = app(words, prog_name="fedcl", standalone_mode=False)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        help_ = f"{context.command_path if context else 'fedcl'} --help"
-        _say(f"error: {error.format_message()} See {help_}", style="red")
+        command = context.command_path if context else "fedcl"
+        # click and typer may both say what was meant.
+        sentences = dict.fromkeys(re.split(r"(?<=[.?]) ", error.format_message()))
+        _say(f"error: {' '.join(sentences).rstrip('.')}; see {command} --help", "red")
         return 2
-    except ClientError as error:
-        _say(f"error: {error}", style="red")
-        return 1
     except FedclError as error:
-        _say(f"error: {error}", style="red")
-        return 2
+        _say(f"error: {error}", "red")
+        return 1 if isinstance(error, ClientError) else 2
     except MemoryError as error:
-        _say(
-            f"error: out of memory ({error}): `fedcl show` estimates a config's needs", style="red"
-        )
+        _say(f"error: out of memory: {error}; fedcl show estimates what a config needs", "red")
         return 1
     return status or 0
 

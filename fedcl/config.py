@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import tomli_w
 
+from fedcl.core.aggregation import Aggregation
 from fedcl.core.channel import Channel, hides_replies
 from fedcl.core.dataset import DatasetFactory
 from fedcl.core.engine import Engine
@@ -113,20 +114,6 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Aggregation:
-    """The table `[aggregation]`.
-
-    Attributes:
-        name: Rule; `mean` is the weighted mean.
-        weights: `examples` weighs a reply by its client's number of own examples, `equal` (FOT's
-            protocol) by 1.
-    """
-
-    name: Literal["mean"] = "mean"
-    weights: Literal["examples", "equal"] = "examples"
-
-
-@dataclass(frozen=True)
 class Experiment:
     """A validated experiment; `fedcl.run` runs it.
 
@@ -220,16 +207,22 @@ def parse(table: Mapping[str, Any]) -> Experiment:
         raise ConfigError(f"seed must be at least 0, not {resolved['seed']}")
     names: dict[str, str] = {}
     parts: dict[str, Any] = {"seed": resolved["seed"]}
-    defaults = {"stream": "class_incremental", "model": "mlp", "engine": "auto"}
-    for key in ("dataset", "stream", "model", "method", "engine"):
-        default = {"name": defaults[key]} if key in defaults else {}
-        parts[key], resolved[key] = plugin(key + "s", table.get(key, default), key)
+    defaults = {
+        "stream": "class_incremental",
+        "model": "mlp",
+        "engine": "auto",
+        "aggregation": "mean",
+    }
+    for key in ("dataset", "stream", "model", "method", "engine", "aggregation"):
+        given = table.get(key, {"name": defaults[key]} if key in defaults else {})
+        if key == "aggregation" and isinstance(given, dict):
+            given = {"name": defaults[key], **given}
+        parts[key], resolved[key] = plugin(key + "s", given, key)
         names[key] = resolved[key]["name"]
     for key, cls in (
         ("training", Training),
         ("evaluation", Evaluation),
         ("checkpoint", Checkpoint),
-        ("aggregation", Aggregation),
     ):
         parts[key], resolved[key] = build(cls, table.get(key, {}), key)
     steps = table.get("channel", [])
@@ -254,6 +247,22 @@ def _check(experiment: Experiment) -> None:
         raise ExposureError(
             f"method {name!r} asks for single replies, but the channel hides them: take another "
             "method or remove the step that hides replies from [[channel]]"
+        )
+    rule = experiment.names["aggregation"]
+    if experiment.aggregation.needs_replies and hides_replies(experiment.channel):
+        raise ExposureError(
+            f"[aggregation] {rule!r} compares single replies, but the channel hides them: take "
+            '"mean" or remove the step that hides replies from [[channel]]'
+        )
+    if experiment.aggregation.needs_replies and experiment.channel:
+        raise ConfigError(
+            f"[aggregation] {rule!r} takes replies as they are, but [[channel]] changes their sum: "
+            'take "mean" or remove the channel'
+        )
+    if method.needs_borders and not experiment.stream.borders:
+        raise ConfigError(
+            f"method {name!r} must be told where a task ends: set stream.borders = true, or take a "
+            "method that needs no borders"
         )
     if method.needs_public and not experiment.stream.public:
         raise ConfigError(f"method {name!r} needs public data: set stream.public, e.g. to 0.05")

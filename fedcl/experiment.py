@@ -236,6 +236,7 @@ class _Loop:
         engine = self.experiment.engine
         door = Door(
             engine,
+            self.experiment.aggregation,
             self.experiment.channel,
             channel,
             self.memories,
@@ -281,10 +282,10 @@ class _Loop:
         cohort = sample(members, training.cohort, training.sampling, seed, number)
         done: list[Exchange] = []
         method = self.method
-        if number == 0:
+        if number == 0 and self.stream.borders:
             state = self._step(method.begin_task, state, door, stage, -1, cohort, done)
         state = self._step(method.round, state, door, stage, number, cohort, done)
-        if last:
+        if last and self.stream.borders:
             state = self._step(method.end_task, state, door, stage, training.rounds, cohort, done)
         # A resumed run gets its state from the checkpoint: the same bits, so the same layout too.
         state = settle(state, self.site.device)
@@ -448,7 +449,8 @@ class _Loop:
             }
         except (ValueError, KeyError, TypeError) as error:
             raise ResumeError(
-                f"the checkpoint in {self.folder} cannot be read: {error}; start anew"
+                f"the checkpoint in {self.folder} is damaged: {error}; remove the folder and start "
+                "anew, or name another --out"
             ) from error
         self.record.evaluations = self.store.rows("evaluations", EVALUATIONS)
         self.record.costs = self.store.rows("costs", COSTS)

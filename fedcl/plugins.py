@@ -34,6 +34,7 @@ KINDS: Mapping[str, type | tuple[str, ...]] = {
     "methods": Method,
     "trainers": ("__call__", "block", "private"),
     "engines": ("open", "run", "close"),
+    "aggregations": ("weights", "needs_replies", "centre"),
     "channels": ("init", "upload", "receive", "hides_replies"),
 }
 _RULES: dict[Any, Mapping[str, type]] = {Partition: PARTITIONS, Order: ORDERS}

@@ -48,6 +48,9 @@ COSTS = (
 )
 PRIVACY = ("channel", "mechanism", "unit", "epsilon", "delta", "note")
 
+# A missing table or column is an error of SQL's: nobody but fedcl makes them.
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+
 Row = Mapping[str, Any]
 
 
@@ -127,12 +130,13 @@ class Store:
         run = self._path.parent.parent
         try:
             yield
-        except (sqlite3.OperationalError, OSError) as error:
-            raise ResumeError(
-                f"checkpoint {self._path} cannot be used: {error}; see to it that the disk has "
-                "room, the file may be written and no other run uses it, then add --resume"
-            ) from error
-        except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+        except (sqlite3.Error, json.JSONDecodeError, OSError) as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+            if isinstance(error, OSError) or code not in _DAMAGE:
+                raise ResumeError(
+                    f"checkpoint {self._path} cannot be used: {error}; see to it that the disk has "
+                    "room, the file may be written and no other run uses it, then add --resume"
+                ) from error
             raise ResumeError(
                 f"checkpoint {self._path} is damaged: {error}; remove the folder {run} and start "
                 "anew, or name another --out"

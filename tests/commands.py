@@ -76,3 +76,9 @@ def assert_refused(called: Called, *fragments: str, status: int = 2) -> None:
         assert fragment in line, line
     assert called.status == status
     assert called.out == ""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a folder; SQLite's own log comes and goes."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files if "sqlite-" not in f.name}

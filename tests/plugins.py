@@ -153,7 +153,7 @@ class Growing:
         """Has received nothing."""
         return 0
 
-    def upload(self, reply: Reply, seed: int) -> Reply:
+    def upload(self, reply: Reply, client: Client) -> Reply:
         """Changes nothing."""
         return reply
 

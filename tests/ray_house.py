@@ -35,9 +35,15 @@ class Held:
 
 @dataclass
 class RayHouse:
-    """Starts Ray when first asked, and anew when somebody else has shut it down."""
+    """Starts Ray when first asked, and anew when somebody else has shut it down.
 
-    cpus: int = 8
+    Attributes:
+        cpus: Workers that the session has room for, more than any machine's cores: they idle.
+        held: How many of them may stay for later runs; the oldest make room.
+    """
+
+    cpus: int = 10
+    held: int = 6
     _open: dict[tuple[str, int, str], Ray] = field(default_factory=dict)
 
     def start(self) -> None:
@@ -64,6 +70,8 @@ class RayHouse:
         parts = {k: v for k, v in experiment.resolved.items() if k not in ("method", "engine")}
         key = json.dumps(parts, sort_keys=True), workers, inner
         if key not in self._open:
+            while self._open and sum(count for _, count, _ in self._open) + workers > self.held:
+                self._open.pop(next(iter(self._open))).close()
             engine = Ray(workers=workers, inner=inner)
             engine.open(build_site(experiment), {})
             self._open[key] = engine

@@ -58,7 +58,7 @@ class NoModel:
 
 @dataclass(frozen=True)
 class OddOption:
-    width: complex = 1j
+    inner: nn.Module | None = None
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         return network(shape, classes)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedcl.core.channel import Aggregate
-from fedcl.core.client import Reply
+from fedcl.core.client import Client, Reply
 
 __all__ = ["SecureAggregation"]
 
@@ -27,7 +27,7 @@ class SecureAggregation:
     def init(self) -> None:
         """Has no state."""
 
-    def upload(self, reply: Reply, seed: int) -> Reply:
+    def upload(self, reply: Reply, client: Client) -> Reply:
         """Drops the client's metrics, which would travel in the clear."""
         return Reply(reply.tensors, reply.weight, {}, reply.state, reply.steps, reply.examples)
 

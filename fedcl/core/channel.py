@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fedcl.core.client import Reply
+from fedcl.core.client import Client, Reply
 from fedcl.core.params import Params
 
 
@@ -53,7 +53,7 @@ class Transform(Protocol):
         """Returns the first state of the server's half."""
         ...
 
-    def upload(self, reply: Reply, seed: int) -> Reply:
+    def upload(self, reply: Reply, client: Client) -> Reply:
         """Changes one reply where the client runs."""
         ...
 

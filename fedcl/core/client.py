@@ -82,6 +82,17 @@ class Program(Protocol[M_contra]):
 
 
 @dataclass(frozen=True)
+class Each:
+    """A message of its own for each client; nobody gets another one's.
+
+    Attributes:
+        messages: Message by the client's id.
+    """
+
+    messages: Mapping[int, Any]
+
+
+@dataclass(frozen=True)
 class Model:
     """The simplest message: the parameters to start from.
 

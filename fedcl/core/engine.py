@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedcl.core.channel import Aggregate, Channel, fold
-from fedcl.core.client import Client, Program, Reply, Unchanged
+from fedcl.core.client import Client, Each, Program, Reply, Unchanged
 from fedcl.core.errors import ClientError
 from fedcl.core.local import Local, Trainer
 from fedcl.core.params import not_finite
@@ -44,7 +44,7 @@ class Request:
     Attributes:
         position: Where in the run.
         program: Client half of the exchange, or local training by its parts.
-        message: What goes down, the same for all.
+        message: What goes down, the same for all, or `Each` with one for each client.
         reveal: Whether single replies come back instead of their sum.
         committed: Stage and round where a resumed run would start now: what clients keep for it.
     """
@@ -187,7 +187,7 @@ class Site:
         self, request: Request, ids: Sequence[int], memories: Mapping[int, Any], size: int
     ) -> BlockResult:
         """Trains the clients of a block as computations of `size`; other programs run in a loop."""
-        if not isinstance(request.program, Local):
+        if not isinstance(request.program, Local) or isinstance(request.message, Each):
             return self.loop(request, ids, memories)
         message = settle(request.message, self.device)
         answers: list[Answer] = []
@@ -214,6 +214,8 @@ class Site:
             ClientError: Its program failed.
         """
         client = self.clients(request, (id,), {id: memory})[0]
+        if isinstance(message, Each):
+            message = message.messages[id]
         program = (
             self.trainer(request.program) if isinstance(request.program, Local) else request.program
         )
@@ -230,7 +232,7 @@ class Site:
         else:
             memory = settle(memory, torch.device("cpu"))
         for step in self.channel:
-            reply = step.upload(reply, client.seed)
+            reply = step.upload(reply, client)
         tensors = settle(dict(reply.tensors), self.device)
         return Answer(client.id, replace(reply, tensors=tensors, state=Unchanged()), memory)
 

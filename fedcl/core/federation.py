@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from fedcl.core import local as parts
-from fedcl.core.channel import Aggregate, Channel, combine, hides_replies
-from fedcl.core.client import Program, Reply
+from fedcl.core.aggregation import Aggregation, aggregate
+from fedcl.core.channel import Aggregate, Channel, hides_replies
+from fedcl.core.client import Each, Program, Reply
 from fedcl.core.engine import BlockResult, Engine, Position, Request, program_name
 from fedcl.core.errors import ConfigError, ExposureError
 from fedcl.core.exchange import Audit as Audit
@@ -39,6 +40,7 @@ class Door:
 
     Attributes:
         engine: Runs the clients.
+        aggregation: How replies become one.
         channel: Transforms on the wire.
         channel_state: State of the channel's server half, one value a step.
         memories: The clients' memories.
@@ -52,6 +54,7 @@ class Door:
     """
 
     engine: Engine
+    aggregation: Aggregation
     channel: Channel
     channel_state: list[Any]
     memories: Memories
@@ -121,14 +124,15 @@ class Federation:
 
         Args:
             program: What each client runs.
-            message: What each client gets.
+            message: What each client gets, or `Each` with one for each.
             clients: Ids to ask; the cohort when None.
 
         Raises:
             ClientError: A client's program failed.
         """
-        position, results, start = self._exchange(program, message, clients, reveal=False)
-        total = combine([result.total for result in results if result.total is not None])
+        rule = self._door.aggregation
+        position, results, start = self._exchange(program, message, clients, rule.needs_replies)
+        total = aggregate(rule, results)
         metrics = {
             name: number / total.weight
             for name, number in total.metrics.items()
@@ -179,6 +183,7 @@ class Federation:
         position = Position(self.task.index, self.round, len(door.exchanges), self.attempt)
         self._check_words(program, message)
         asked = self._asked(clients)
+        _check_each(program, message, asked)
         start = time.perf_counter()
         request = Request(position, program, message, reveal, door.committed)
         results = []
@@ -232,7 +237,7 @@ class Federation:
             program=program_name(program),
             asked=asked,
             answered=tuple(id for result in results for id in result.ids),
-            down={kind: size * len(asked) for kind, size in bytes_by_kind(message).items()},
+            down=_down(message, asked),
             up=dict(up),
             steps=sum(result.steps for result in results),
             examples=sum(result.examples for result in results),
@@ -243,3 +248,22 @@ class Federation:
         self._door.exchanges.append(exchange)
         for audit in self._door.audits:
             audit.observe(exchange)
+
+
+def _check_each(program: Program[Any] | Local, message: Any, asked: Sequence[int]) -> None:
+    missing = set(asked) - set(message.messages) if isinstance(message, Each) else ()
+    if missing:
+        raise ConfigError(
+            f"program {program_name(program)!r} is sent with Each, which has no message for the "
+            f"clients {sorted(missing)}: give one to every client that is asked"
+        )
+
+
+def _down(message: Any, asked: Sequence[int]) -> dict[str, int]:
+    """Returns the bytes of a message to all clients, by kind of payload."""
+    if not isinstance(message, Each):
+        return {kind: size * len(asked) for kind, size in bytes_by_kind(message).items()}
+    total: Counter[str] = Counter()
+    for id in asked:
+        total.update(bytes_by_kind(message.messages[id]))
+    return dict(total)

@@ -34,6 +34,7 @@ class Stream:
         seed: Seed of partition and order.
         fixed: Whether a client keeps the same rows in every task made of the same rows.
         natural: Column that names the client, whose own test rows are then its test share.
+        borders: Whether methods are told where a stage begins and ends.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Stream:
     seed: int
     fixed: bool = False
     natural: str = ""
+    borders: bool = True
     _memo: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, object]:
@@ -151,7 +153,7 @@ class Stream:
             parts = [self._examples(self.tasks[t], "train", self.tasks[t].public) for t in met]
             public = Examples(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
         return TaskInfo(
-            stage, tuple(classes), self.seen_classes(stage), self.scenario, True, public
+            stage, tuple(classes), self.seen_classes(stage), self.scenario, self.borders, public
         )
 
     def client_task(self, client: int, stage: int) -> ClientTask:

@@ -203,7 +203,9 @@ def _locate(root: str, file: str) -> Path:
 def _read(path: Path) -> _Archive:
     arrays: dict[str, Array] = {}
     try:
-        if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start != b"PK" or not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile("it is no .npz archive, or cut short")
         with np.load(path, allow_pickle=False) as archive:
             for key in archive.files:

@@ -109,11 +109,11 @@ class Flower:
 
     def close(self) -> None:
         """Ends what `open` began; a kept simulation goes on."""
-        if self._link is not None:
-            self._link.post.drain()
-            _flower("client_app").leave(self._simulation.home, self._link.experiment)
         if self._own:
             self._simulation.stop()
+        elif self._link is not None:
+            self._link.post.drain()
+            _flower("client_app").leave(self._simulation.home, self._link.experiment)
         if self._temporary is not None:
             self._temporary.cleanup()
         self._simulation, self._own, self._link, self._temporary = None, False, None, None

@@ -4,109 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid
 
 from fedcl.core import wire
-from fedcl.core.client import Kept, Unchanged
+from fedcl.core.client import Each, Kept, Unchanged
 from fedcl.core.engine import Answer, BlockResult, Request, Site, failure
 from fedcl.core.errors import ConfigError, ExposureError, FedclError, ResumeError
 from fedcl.core.population import Memories
 from fedcl.core.tree import settle
 from fedcl.flower import messages
+from fedcl.flower.post import WINDOW, Post
 
-# Messages in flight: enough to keep workers busy. Flower looks for each node among all of them.
-_WINDOW = 32
-_PATIENCE = 30.0  # seconds that late answers are waited for in the end
 _ABSENT = (
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
     ErrorCode.NODE_UNAVAILABLE,
 )
-
-
-@dataclass
-class Post:
-    """Messages on their way through a Grid.
-
-    Attributes:
-        grid: Flower's grid.
-        check: Raises when no answer can come any more.
-        interval: Seconds between two looks for answers.
-        flight: When each message that has not been answered was sent, by message id.
-        abandoned: Messages that nobody waits for any more.
-    """
-
-    grid: Grid
-    check: Callable[[], None]
-    interval: float = 0.01
-    flight: dict[str, float] = field(default_factory=dict)
-    abandoned: list[str] = field(default_factory=list)
-
-    def send(self, content: RecordDict, node: int, kind: str) -> str:
-        """Sends a message to a node and returns its id."""
-        (id,) = self.grid.push_messages([Message(content, node, kind)])
-        self.flight[id] = time.monotonic()
-        return id
-
-    def receive(self) -> list[Message]:
-        """Returns the answers that have come; waits a moment when there are none."""
-        if not self.flight:
-            return []
-        answers = list(self.grid.pull_messages(list(self.flight)))
-        for answer in answers:
-            self.flight.pop(answer.metadata.reply_to_message_id, None)
-        if not answers:
-            self.check()
-            time.sleep(self.interval)
-        return answers
-
-    def abandon(self, id: str) -> None:
-        """No longer waits for the answer to a message."""
-        del self.flight[id]
-        self.abandoned.append(id)
-
-    def drain(self) -> None:
-        """Waits until nodes are at rest: they may still work on what nobody waits for."""
-        end = time.monotonic() + _PATIENCE
-        self.flight.update(dict.fromkeys(self.abandoned, end))
-        with suppress(FedclError):  # whatever ended it has been told already
-            while self.flight and time.monotonic() < end:
-                self.receive()
-        self.flight.clear()
-        self.abandoned.clear()
-
-
-def introduce(post: Post) -> dict[int, int]:
-    """Asks every node which client it is and returns the node of each client.
-
-    Raises:
-        ConfigError: Two nodes are the same client.
-        FedclError: A node does not answer as it should.
-    """
-    found: dict[int, int] = {}
-    waiting = deque(sorted(post.grid.get_node_ids()))
-    while waiting or post.flight:
-        while waiting and len(post.flight) < _WINDOW:
-            content = RecordDict({"introduction": ConfigRecord()})
-            post.send(content, waiting.popleft(), messages.INTRODUCTION)
-        for answer in post.receive():
-            node = answer.metadata.src_node_id
-            if answer.has_error():
-                raise FedclError(f"Flower node {node} does not start: {answer.error.reason}")
-            client = int(answer.content.config_records["introduction"]["client"])  # type: ignore[arg-type]
-            if client in found:
-                raise ConfigError(
-                    f"Flower nodes {found[client]} and {node} are both client {client}: "
-                    "give each node a client of its own"
-                )
-            found[client] = node
-    return dict(sorted(found.items()))
 
 
 @dataclass
@@ -140,17 +57,19 @@ class Link:
             ClientError: A client's program failed: the first one in the order of ids.
             ConfigError: A node has another config.
         """
-        coded = messages.Coded.of((request.program, request.message), self.words)
+        shared = self._coded(request, request.message)
         waiting = deque(self.site.blocks(ids))
         blocks: deque[tuple[int, ...]] = deque()
         asked: dict[str, int] = {}
         came: dict[int, Message] = {}
         late: dict[int, str] = {}
         while waiting or blocks:
-            while waiting and (not blocks or len(self.post.flight) < _WINDOW):
+            while waiting and (not blocks or len(self.post.flight) < WINDOW):
                 blocks.append(waiting.popleft())
                 bases = memories.load(blocks[-1])
                 for id in blocks[-1]:
+                    own = request.message
+                    coded = self._coded(request, own.messages[id]) if isinstance(own, Each) else shared
                     content = self._question(request, coded, bases.get(id))
                     asked[self.post.send(content, self.nodes[id], messages.EXCHANGE)] = id
             for message in self.post.receive():
@@ -163,6 +82,9 @@ class Link:
                 found = {id: came.pop(id) for id in block if id in came}
                 missing = {id: late.pop(id) for id in block if id in late}
                 yield self._result(request, found, missing)
+
+    def _coded(self, request: Request, message: Any) -> messages.Coded:
+        return messages.Coded.of((request.program, message), self.words)
 
     def _question(self, request: Request, coded: messages.Coded, base: Kept | None) -> RecordDict:
         question = messages.Question(

@@ -20,9 +20,10 @@ Division = tuple[IntArray, IntArray]
 
 
 def _enough(rows: int, clients: int, each: int = 1) -> None:
-    if rows < max(1, clients * each):
+    needed = max(1, clients * each)
+    if rows < needed:
         raise ValueError(
-            f"{clients} clients need at least {each} examples each, but a task has {rows}: lower "
+            f"{clients} clients need at least {needed} examples, but a task has {rows}: lower "
             "stream.clients or tasks"
         )
 

@@ -51,6 +51,8 @@ class Scenario(ABC):
         public: Share of the training rows that everybody may use and nobody owns.
         fixed_shares: Whether a client keeps the same rows in every task that is made of the same
             rows; otherwise each task is divided anew, as in FOT's protocol.
+        borders: Whether the method is told where a stage ends; without, its `begin_task` and
+            `end_task` are never called.
     """
 
     kind: ClassVar[ScenarioKind] = "domain"
@@ -62,6 +64,7 @@ class Scenario(ABC):
     validation: float = 0.0
     public: float = 0.0
     fixed_shares: bool = False
+    borders: bool = True
 
     def __post_init__(self) -> None:
         if self.tasks < 0:
@@ -142,6 +145,7 @@ class Scenario(ABC):
             seed,
             self.fixed_shares,
             natural,
+            self.borders,
         )
         try:
             for task in stream.tasks:

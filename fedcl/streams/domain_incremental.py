@@ -35,7 +35,7 @@ class Permute:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Returns (n, ...) inputs of the same shape."""
-        return x.reshape(len(x), -1)[:, self.order].reshape(x.shape)
+        return x.reshape(len(x), len(self.order))[:, self.order].reshape(x.shape)
 
 
 @dataclass(frozen=True)

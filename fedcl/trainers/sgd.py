@@ -41,8 +41,9 @@ class Sgd:
             raise ValueError(f"lr must be above 0, not {self.lr}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
-        if self.weight_decay < 0 or self.steps < 0:
-            raise ValueError("weight_decay and steps must be at least 0")
+        for name in ("weight_decay", "steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
     @property
     def private(self) -> bool:

@@ -7,13 +7,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from fedcl.channels.head_owners import HeadOwners
 from fedcl.channels.secure_aggregation import SecureAggregation
 from fedcl.core.channel import Aggregate, combine, fold, hides_replies
-from fedcl.core.client import Reply
+from fedcl.core.client import Client, Reply
+from fedcl.core.task import ClientTask, Examples
 
 NUMBERS = st.floats(-1e6, 1e6, width=32)
 REPLIES = st.lists(st.tuples(NUMBERS, NUMBERS, st.integers(0, 50)), min_size=1, max_size=9)
+
+
+def some_client(labels: list[int]) -> Client:
+    everything = torch.ones(3, dtype=torch.bool)
+    now = torch.tensor(0)
+    task = ClientTask(now, now, everything, everything, everything)
+    data = Examples(torch.zeros(len(labels), 2), torch.tensor(labels))
+    return Client(0, nn.Linear(2, 3), data, task, None, 0)
 
 
 def reply(a: float, b: float, weight: float = 1.0, **metrics: float) -> Reply:
@@ -100,7 +111,8 @@ def test_order_and_blocks_decide_the_bits_and_nothing_else(
             # A product of a float32 and a small whole number is exact in float64.
             value = item.tensors["b"].double().item() * item.weight
             inner = value if inner is None else inner + value
-        slow = inner if block is blocks[0] else slow + (inner or 0.0)
+        assert inner is not None
+        slow = inner if block is blocks[0] else slow + inner
     assert total.sum["b"].item() == slow
 
 
@@ -116,8 +128,42 @@ def test_secure_aggregation_hides_replies_and_drops_metrics() -> None:
     step = SecureAggregation()
     assert hides_replies([step])
     assert not hides_replies([])
-    sent = step.upload(Reply({"a": torch.ones(1)}, 3.0, {"loss": 1.0}, "mine", 4, 5), seed=1)
+    whole = Reply({"a": torch.ones(1)}, 3.0, {"loss": 1.0}, "mine", 4, 5)
+    sent = step.upload(whole, some_client([0]))
     assert (sent.weight, sent.metrics, sent.steps, sent.examples) == (3.0, {}, 4, 5)
     assert sent.state == "mine"
     total = Aggregate({"a": torch.ones(1)}, 3.0, 1)
     assert step.receive(total, step.init(), seed=1) == (total, None)  # type: ignore[func-returns-value]
+
+
+def test_a_head_row_is_the_mean_over_the_clients_that_hold_its_class() -> None:
+    """Row 0 is held by a (weight 1) and b (weight 3), row 1 by b alone, row 2 by nobody.
+
+    By hand: row 0 is (1 * 4 + 3 * 8) / 4 = 7, row 1 is 10, row 2 does not move; the body is the
+    plain mean (1 * 2 + 3 * 6) / 4 = 5.
+    """
+    step = HeadOwners()
+
+    def sent(body: float, rows: list[float], labels: list[int], weight: float) -> Reply:
+        tensors = {
+            "body": torch.tensor([body]),
+            "head.weight": torch.tensor(rows)[:, None],
+            "head.bias": torch.tensor(rows),
+        }
+        return step.upload(Reply(tensors, weight), some_client(labels))
+
+    a = sent(2.0, [4.0, 100.0, 100.0], [0, 0], 1.0)
+    b = sent(6.0, [8.0, 10.0, 100.0], [0, 1], 3.0)
+    mean = step.receive(fold([a, b], equal=False), step.init(), seed=1)[0].mean
+    assert mean["head.weight"].flatten().tolist() == [7.0, 10.0, 0.0]
+    assert mean["head.bias"].tolist() == [7.0, 10.0, 0.0]
+    assert mean["body"].tolist() == [5.0]
+    assert set(mean) == {"body", "head.weight", "head.bias"}
+
+
+def test_head_owners_leave_other_programs_alone() -> None:
+    step = HeadOwners()
+    other = Reply({"gram/a": torch.ones(2)})
+    assert step.upload(other, some_client([0])) is other
+    total = fold([other], equal=False)
+    assert step.receive(total, None, seed=1) == (total, None)

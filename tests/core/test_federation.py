@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcl.channels.secure_aggregation import SecureAggregation
+from fedcl.aggregations.mean import Mean
 from fedcl.core.channel import Aggregate, Transform
 from fedcl.core.client import Client, Model, Reply, Unchanged
 from fedcl.core.engine import Engine, Position, Site
@@ -160,6 +161,7 @@ def federation(
     engine.open(site, {})
     made = Door(
         engine,
+        Mean(),
         channel,
         [step.init() for step in channel],
         Memories(),
@@ -337,7 +339,7 @@ class Times:
     def init(self) -> int:
         return 0
 
-    def upload(self, reply: Reply, seed: int) -> Reply:
+    def upload(self, reply: Reply, client: Client) -> Reply:
         self.log.append(f"up {self.factor:g}")
         tensors = {k: v * self.factor for k, v in reply.tensors.items()}
         return Reply(tensors, reply.weight, reply.metrics, reply.state)
@@ -407,7 +409,9 @@ def test_programs_that_cannot_travel_are_refused(program: Any, words: str) -> No
 
 def test_messages_that_cannot_travel_are_refused() -> None:
     fed, _ = federation()
-    with pytest.raises(ConfigError, match=r"'ids' is sent with a message that cannot travel: .*set"):
+    with pytest.raises(
+        ConfigError, match=r"'ids' is sent with a message that cannot travel: .*set"
+    ):
         fed.aggregate(PROBE.ids, Ask(factor={1}))  # type: ignore[arg-type]
 
 

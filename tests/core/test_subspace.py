@@ -23,7 +23,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def orthonormal(d: int, k: int, seed: int = 0) -> Tensor:
-    return torch.linalg.qr(normal(d, k, seed=seed)).Q
+    q: Tensor = torch.linalg.qr(normal(d, k, seed=seed)).Q
+    return q
 
 
 def off(basis: Tensor) -> float:

@@ -22,7 +22,7 @@ class Message:
     strength: float = 0.5
 
 
-def nested() -> dict[str, Any]:
+def nested() -> dict[Any, Any]:
     rows = Examples(torch.ones(2, 3), torch.tensor([0, 1]), {"w": torch.ones(2)})
     message = Message({"w": torch.ones(5)}, {"w": torch.ones(4, 2, dtype=torch.float64)}, ("w",))
     return {"rows": rows, 3: (message, [torch.ones(1, dtype=torch.bool), None]), "n": 1.5}

@@ -166,7 +166,8 @@ def test_mappings_keep_their_order_and_the_type_of_their_keys() -> None:
 
 def test_programs_travel_by_name() -> None:
     method = Toy()
-    local = Local(CrossEntropy(True), Proximal(0.25), own_data, method.answer, name="x")
+    keep: Any = method.answer
+    local = Local(CrossEntropy(True), Proximal(0.25), own_data, keep, name="x")
     again = back(local)
     assert (again.loss, again.penalty, again.name) == (CrossEntropy(True), Proximal(0.25), "x")
     assert again.data is own_data
@@ -248,7 +249,7 @@ def closure() -> Callable[[], int]:
     [
         (lambda client, message: client.data, "function .*lambda.* cannot travel"),
         (closure(), "function .*lambda.* cannot travel"),
-        (functools.partial(own_data, None), "partial cannot travel"),
+        (functools.partial(own_data, message=None), "partial cannot travel"),
         (free_function, "function 'free_function' cannot travel"),
         (Toy().private, "'private' is not listed in client_half"),
         (Toy(rate=0.75).answer, "method 'Toy.answer' cannot travel"),

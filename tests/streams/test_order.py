@@ -1,6 +1,7 @@
 """When each client meets what."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -79,7 +80,8 @@ def test_options_are_checked() -> None:
 
 
 def test_configs_find_every_order_by_name() -> None:
-    assert {name: kind().shared for name, kind in ORDERS.items()} == {
+    kinds: dict[str, Any] = dict(ORDERS)
+    assert {name: kind().shared for name, kind in kinds.items()} == {
         "shared": True,
         "shuffled": False,
         "staggered": False,

@@ -78,7 +78,7 @@ def test_hard_cases_end(rule: Any) -> None:
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if least(rule)], ids=str)
 def test_too_few_rows_are_refused(rule: Any) -> None:
-    words = f"40 clients need at least {least(rule)} examples each, but a task has "
+    words = f"40 clients need at least {40 * least(rule)} examples, but a task has "
     with pytest.raises(ValueError, match=words):
         rule.divide(np.zeros(40 * least(rule) - 1, dtype=np.int64), {}, 40, 0)
 
@@ -144,7 +144,7 @@ def test_a_small_alpha_gives_each_class_to_few() -> None:
 
 
 def test_shares_of_a_class_follow_the_distribution() -> None:
-    """A share of Dir(alpha) over k clients has mean 1 / k and variance (k - 1) / (k^2 (k a + 1))."""
+    """Of k clients, a share has mean 1 / k and variance (k - 1) / (k^2 (k alpha + 1))."""
     alpha, clients, rows = 0.5, 4, 4000
     labels = np.zeros(rows, dtype=np.int64)
     found = np.array(

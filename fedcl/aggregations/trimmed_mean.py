@@ -1,0 +1,44 @@
+"""The trimmed mean: at each coordinate the largest and smallest values are left out.
+
+Yin et al., Byzantine-robust distributed learning: towards optimal statistical rates, ICML 2018.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedcl.core.aggregation import Weights
+
+__all__ = ["TrimmedMean"]
+
+
+@dataclass(frozen=True)
+class TrimmedMean:
+    """Leaves out `floor(share * clients)` values on each side of every coordinate; all weigh 1.
+
+    Attributes:
+        share: Share of the clients left out on each side, below 0.5; 0 is the mean.
+    """
+
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 0.5:
+            raise ValueError(f"share must lie in [0, 0.5), not {self.share}")
+
+    @property
+    def weights(self) -> Weights:
+        """A robust rule cannot believe weights."""
+        return "equal"
+
+    @property
+    def needs_replies(self) -> bool:
+        """It compares single replies."""
+        return True
+
+    def centre(self, stacked: Tensor) -> Tensor:
+        """Returns the trimmed mean of (clients, ...) values."""
+        cut = int(self.share * len(stacked))
+        return stacked.sort(0).values[cut : len(stacked) - cut].mean(0)
