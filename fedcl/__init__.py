@@ -1,7 +1,7 @@
 """fedcl: a simulator for federated continual learning.
 
-`fedcl.run(fedcl.load_config(path, overrides={...}))` runs an experiment; `fedcl.metrics` holds the formulas. Names
-load when they are first used, so that `import fedcl` is quick.
+`fedcl.run(fedcl.load_config(path, overrides={...}))` runs an experiment; `fedcl.metrics` holds the
+formulas. Names load when they are first used, so that `import fedcl` is quick.
 """
 
 from importlib import import_module

@@ -204,9 +204,11 @@ def overrides(settings: list[str] | None) -> dict[str, Any]:
                 f"--set {setting!r} is not KEY=VALUE, such as --set training.rounds=20"
             )
         try:
-            found[key] = tomllib.loads(f"value = {value}")["value"]
+            parsed = tomllib.loads(f"value = {value}")
         except tomllib.TOMLDecodeError:
-            found[key] = value.strip()
+            parsed = {}
+        # A text of several lines might hold more than its value.
+        found[key] = parsed["value"] if parsed.keys() == {"value"} else value.strip()
     return found
 
 
@@ -265,6 +267,9 @@ def _run(words: list[str]) -> int:
     except FedclError as error:
         _say(f"error: {error}", "red")
         return 1 if isinstance(error, ClientError) else 2
+    except OSError as error:
+        _say(f"error: {error}; see to it, then run again (add --resume to go on)", "red")
+        return 1
     except MemoryError as error:
         _say(f"error: out of memory: {error}; fedcl show estimates what a config needs", "red")
         return 1

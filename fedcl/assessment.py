@@ -1,4 +1,4 @@
-"""What is evaluated when: the long table's rows after a round, for the federation and for single clients."""
+"""What is evaluated when: the long table's rows, for the federation and for single clients."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def assess(
 ) -> tuple[list[Row], float]:
     """Returns the rows of one evaluation and the mean accuracy over the tasks met so far.
 
-    Inside a stage the tasks met so far are evaluated; at its end, and before any training, all tasks are, and
-    (at its end) a bounded number of clients gets rows of its own.
+    Inside a stage the tasks met so far are evaluated; at its end, and before any training, all
+    tasks are, and (at its end) a bounded number of clients gets rows of its own.
 
-    A client's accuracy on a task is that of its own test rows when the clients are natural. Otherwise nobody owns
-    test rows, and it is the expected accuracy under the client's own mix of classes: the mean of the classes'
-    accuracies weighted by its training examples of each class.
+    A client's accuracy on a task is that of its own test rows when the clients are natural.
+    Otherwise nobody owns test rows, and it is the expected accuracy under the client's own mix of
+    classes: the mean of the classes' accuracies weighted by its training examples of each class.
     """
     settings = experiment.evaluation
     met = {task for earlier in range(stage + 1) for task in stream.present(earlier)}
@@ -151,7 +151,7 @@ def _client_rows(
 def _own_accuracy(
     stream: Stream, client: int, task: int, split: str, answers: Answers
 ) -> tuple[float, int]:
-    """Returns a client's accuracy on its test share of a task, and the number of examples behind it."""
+    """Returns a client's accuracy on its share of a task, and the number of examples behind it."""
     right = answers.right.numpy()
     owner = stream.owners(task, split)
     if owner is not None:

@@ -10,10 +10,10 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from fedcl.assembly import build_site, check_minimum
 from fedcl.config import Experiment
 from fedcl.core.dataset import ArrayTable
 from fedcl.core.stream import Stream
-from fedcl.experiment import build_site, check_minimum
 from fedcl.summary import read_reference
 
 _BARS = "·▁▂▃▄▅▆▇█"

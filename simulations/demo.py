@@ -12,11 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import fedcl
+from fedcl.experiment import Progress
 from fedcl.report import write_comparison, write_report
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "fot_digits.toml"
@@ -52,13 +53,13 @@ def compare(out: Path, seeds: tuple[int, ...], changes: dict[str, object]) -> No
     out.mkdir(parents=True)
     (out / "demo").touch()  # marks the folder as the demo's own, which may be made anew
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %"),
-        TimeElapsedColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TextColumn("{task.percentage:.0f} %"),
+        progress.TimeElapsedColumn(),
     )
     runs: dict[str, list[fedcl.Record]] = {method: [] for method in METHODS}
-    with Progress(*columns, console=console) as bars:
+    with progress.Progress(*columns, console=console) as bars:
         for method in METHODS:
             for seed in seeds:
                 experiment = fedcl.load_config(
@@ -75,14 +76,11 @@ def compare(out: Path, seeds: tuple[int, ...], changes: dict[str, object]) -> No
                     "--set",
                     f"seed={seed}",
                 )
-                record = fedcl.run(
-                    experiment,
-                    folder,
-                    command=command,
-                    watch=lambda now, bar=bar: bars.update(
-                        bar, total=now.total, completed=now.done
-                    ),
-                )
+
+                def watch(now: Progress, bar: progress.TaskID = bar) -> None:
+                    bars.update(bar, total=now.total, completed=now.done)
+
+                record = fedcl.run(experiment, folder, command=command, watch=watch)
                 write_report(folder)
                 runs[method].append(record)
     table = Table(title="five permuted-digits tasks (domain-incremental), 20 clients, cohort 10")

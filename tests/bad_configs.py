@@ -58,6 +58,7 @@ UNKNOWN_NAMES = [
     Bad("channel", {"channel": [{"name": "secure"}]}, "[channel[0]] unknown", "secure_aggregation"),
     Bad("partition", partition("dirichelet"), "[stream.partition] unknown", "mean 'dirichlet'"),
     Bad("order", {"stream.order": {"name": "shuffle"}}, "[stream.order]", "mean 'shuffled'"),
+    Bad("rule", {"aggregation.name": "medain"}, "[aggregation] unknown name", "mean 'median'"),
     Bad("no package", {"method.name": "nowhere.here:It"}, "'nowhere.here:It'", "PYTHONPATH"),
     Bad("no class", {"method.name": f"{STRANGE}:Nobody"}, "no attribute 'Nobody'", "install"),
     Bad("no module", {"method.name": ":It"}, "[method] name = ':It'", "install"),
@@ -115,6 +116,12 @@ OUT_OF_RANGE = [
     Bad("hidden", {"model.hidden": [0]}, "[model] hidden", "at least 1, not [0]"),
     Bad("dropout", {"model.dropout": [1.0]}, "[model] a dropout rate", "[0, 1), not 1.0"),
     Bad("groups", {"model": {"name": "cnn", "channels": [6]}}, "[model] groups = 8", "divide"),
+    Bad(
+        "share",
+        {"aggregation": {"name": "trimmed_mean", "share": 0.5}},
+        "[aggregation]",
+        "[0, 0.5)",
+    ),
     Bad("server", {"method.server_lr": -1.0}, "[method] ", "server_lr"),
 ]
 COMBINATIONS = [
@@ -161,6 +168,13 @@ COMBINATIONS = [
     ),
     Bad(
         "all held out", {"stream.validation": 0.6, "stream.public": 0.4}, "[stream]", "to train on"
+    ),
+    Bad("no borders", {"method.name": "joint", "stream.borders": False}, "'joint'", "= true"),
+    Bad(
+        "rule without replies",
+        {"aggregation.name": "median", "channel": [{"name": "secure_aggregation"}]},
+        "[aggregation] 'median' compares single replies",
+        "remove the step",
     ),
     Bad("minimum", {"training.minimum": 4}, "[training] minimum = 4", "cohort = 3"),
     Bad("few clients", {"training.cohort": 9, "training.minimum": 6}, "the 5 clients", "lower it"),

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from fedcl.core.client import Client, Model, Reply
+from fedcl.core.client import Client, Each, Model, Reply
 from fedcl.core.federation import Federation
 from fedcl.core.local import change, cross_entropy, own_data
 from fedcl.core.method import Method
@@ -20,6 +20,13 @@ class State:
     """Server state: the global model."""
 
     params: Params
+
+
+@dataclass(frozen=True)
+class Own:
+    """A message for one client."""
+
+    client: int
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Trial(Method[State]):
     def round(self, state: State, fed: Federation) -> State:
         """Asks for something first, then trains."""
         if fed.round == 0:
-            fed.aggregate(self.look, Model(state.params))
+            fed.aggregate(self.look, Each({id: Own(id) for id in fed.cohort}))
         local = fed.local(cross_entropy, data=own_data, keep=self.keep, report=change)
         replies = fed.collect(local, Model(state.params))
         params = state.params
@@ -59,8 +66,10 @@ class Trial(Method[State]):
         """Returns the client's own model, if it has been asked yet."""
         return memory if memory is not None else state.params
 
-    def look(self, client: Client, message: Model) -> Reply:
+    def look(self, client: Client, message: Own) -> Reply:
         """Fails or sleeps where it shall; half of the clients forget their own model."""
+        if message.client != client.id:
+            raise ValueError(f"it got the message of client {message.client}")
         if client.id == self.fails and int(client.task.index) == 1:
             raise ValueError("no luck today")
         if client.id == self.sleeps:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core.engine import BlockResult, Engine, Request, Site
 from fedcl.core.population import Memories
 from fedcl.engines.ray import Ray
-from fedcl.experiment import build_site
 
 
 @dataclass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,18 @@ import numpy as np
 import pytest
 
 import fedcl
+from fedcl import record
 from tests.bad_configs import STRANGE
-from tests.commands import assert_refused, call, contents, write_config
+from tests.commands import assert_refused, call, contents, spawn, write_config
 from tests.tiny import tiny
 
 # --- Checkpoints. ---
 
 
 @pytest.fixture
-def done(tmp_path: Path) -> Path:
-    """The folder of a finished run."""
+def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a finished run, without its report, which takes its time."""
+    monkeypatch.setitem(sys.modules, "fedcl.report", None)
     assert call("run", write_config(tmp_path), "--out", tmp_path / "out", "--quiet").status == 0
     return tmp_path / "out"
 
@@ -154,6 +158,32 @@ def test_what_was_committed_before_a_failure_stays(tmp_path: Path) -> None:
     kept = contents(tmp_path / "out")
     assert "evaluations.csv" in kept and "summary.json" not in kept
     assert not [name for name in kept if name.endswith(".part")]
+
+
+def test_a_full_disk_keeps_what_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = write_config(tmp_path), tmp_path / "out"
+
+    def full(path: Path, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "write_rows", full)
+        called = call("run", config, "--out", out, "--quiet")
+    assert_refused(called, "No space left on device", "evaluations.csv", "--resume", status=1)
+    assert "summary.json" not in contents(out)
+    assert call("run", config, "--out", out, "--quiet", "--resume").status == 0
+    assert "summary.json" in contents(out)
+
+
+@pytest.mark.ray
+def test_a_ray_session_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    config = write_config(tmp_path, {"engine": {"name": "ray", "address": "not-an-address"}})
+    # In a process of its own: in this one, another test's session may be joined.
+    called = spawn("run", config, "--out", tmp_path / "out")
+    assert_refused(called, "[engine] Ray cannot be", "engine.address ('not-an-address')")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_method_that_looks_at_hidden_replies_is_stopped(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Streams without borders, head rows by their owners, and messages for each client in whole runs."""
+"""Streams without borders, head rows by their owners, messages for each client: whole runs."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -97,7 +97,7 @@ def test_methods_that_need_borders_are_refused_without(method: str) -> None:
 
 def test_head_owners_change_nothing_when_everyone_holds_every_class() -> None:
     stream = {"name": "domain_incremental", "tasks": 1, "clients": 2}
-    table = {**TINY, "stream": stream, "training": {"rounds": 1, "dtype": "float64"}}  # type: ignore[dict-item]
+    table = {**TINY, "stream": stream, "training": {"rounds": 1, "dtype": "float64"}}
     plain = fedcl.run(parse(table)).params
     owners = fedcl.run(parse({**table, "channel": [{"name": "head_owners"}]})).params
     for name, value in plain.items():

@@ -19,7 +19,7 @@ from tests.commands import ROOT, call, write_config
 @pytest.fixture
 def interrupted(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """A config of a long run, and a process that has finished the first of its stages."""
-    changes = {"training.rounds": 300, "evaluation.every": 0, "checkpoint.seconds": 0.2}
+    changes = {"training.rounds": 200, "evaluation.every": 0, "checkpoint.seconds": 0.2}
     config = write_config(tmp_path, changes)
     # Where a shell has told its children to ignore Ctrl-C, Python would too.
     program = (
@@ -36,8 +36,8 @@ def interrupted(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
         encoding="utf-8",
     )
     assert process.stderr is not None
-    assert process.stderr.readline().startswith("stage 1/2: 300 of 600 rounds")
-    time.sleep(0.1)  # in the middle of a stage, not of this line
+    assert process.stderr.readline().startswith("stage 1/2: 200 of 400 rounds")
+    time.sleep(0.05)  # in the middle of a stage, not of this line
     process.send_signal(signal.SIGINT)
     yield config, process
     process.kill()

@@ -183,7 +183,7 @@ def interrupt_after(rounds: int) -> Callable[[Any], None]:
 
 def first_parameters(experiment: Experiment) -> dict[str, Tensor]:
     """Returns the freshly initialised parameters that a run starts from."""
-    from fedcl.experiment import build_site
+    from fedcl.assembly import build_site
 
     model = build_site(experiment).model
     return {name: value.detach().clone() for name, value in model.named_parameters()}

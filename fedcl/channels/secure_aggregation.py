@@ -1,7 +1,7 @@
-"""Ideal secure aggregation: the server sees sums and nothing else, no single reply, weight or metric.
+"""Ideal secure aggregation: the server sees sums, no single reply, weight or metric.
 
-This is the simulator's switch for what a method may see, not a cryptographic protocol: it says what would be hidden
-if one were run. Methods that ask for single replies are refused.
+This is the simulator's switch for what a method may see, not a cryptographic protocol: it says what
+would be hidden if one were run. Methods that ask for single replies are refused.
 """
 
 from __future__ import annotations

@@ -25,9 +25,14 @@ class Aggregation(Protocol):
     """
 
     @property
-    def weights(self) -> Weights: ...
+    def weights(self) -> Weights:
+        """What a reply's weight is."""
+        ...
+
     @property
-    def needs_replies(self) -> bool: ...
+    def needs_replies(self) -> bool:
+        """Whether single replies are compared."""
+        ...
 
     def centre(self, stacked: Tensor) -> Tensor:
         """Returns (...) the middle of (clients, ...) values; asked when `needs_replies`."""

@@ -1,4 +1,4 @@
-"""Where clients run: a site answers for one client or a block of them; an engine sends blocks to sites."""
+"""Where clients run: a site answers for clients, an engine sends blocks of them to sites."""
 
 from __future__ import annotations
 
@@ -162,7 +162,8 @@ class Site:
     ) -> list[Client]:
         """Builds the clients of a block for one exchange."""
         at = request.position
-        # A repeated round draws anew; a first attempt has the seed of a run that was never repeated.
+        # A repeated round draws anew; a first attempt has the seed of a run that was never
+        # repeated.
         again = (at.attempt,) if at.attempt else ()
         return [
             self.population.client(

@@ -104,7 +104,7 @@ def sample(members: Sequence[int], size: int, how: str, seed: int, turn: int) ->
         how: `fixed` (without replacement), `poisson` (each by itself, so the size varies and may be
             0), or `round_robin` (the next `size` members in turn).
         seed: Seed of this stage and round.
-        turn: Number of the round in the stage.
+        turn: Number of the round in the whole run.
     """
     total = len(members)
     if total == 0:

@@ -177,8 +177,8 @@ def train_block(
             if momenta is None:
                 momenta = gradients
             else:
-                fresh = {k: m * settings.momentum + gradients[k] for k, m in momenta.items()}
-                momenta = {k: _where(active, fresh[k], momenta[k]) for k in momenta}
+                # Of a client that has finished, too: it takes no step any more.
+                momenta = {k: m * settings.momentum + gradients[k] for k, m in momenta.items()}
             gradients = momenta
         everyone = bool(active.all())
         for name, value in params.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -16,13 +16,16 @@ from fedcl.engines.vectorized import Vectorized
 
 __all__ = ["Auto"]
 
+Inner = Literal["serial", "vectorized"]
+
 
 @dataclass
 class Auto:
-    """Takes `vectorized` where batching clients pays, else `serial`; on several cores, on Ray for long runs.
+    """Takes `vectorized` where batching clients pays, else `serial`, on Ray for long runs.
 
-    Whether clients are batched decides the bits of a result, so it depends on the config alone: cohort and model.
-    Whether Ray spreads the blocks changes no bits, so it may depend on the machine.
+    Whether clients are batched decides the bits of a result, so it depends on the config alone:
+    cohort and model. Whether Ray spreads the blocks changes no bits, so it may depend on the
+    machine.
 
     Attributes:
         reason: Why, after `open`.
@@ -36,7 +39,7 @@ class Auto:
         training = launch["training"]
         cohort = training["cohort"] or launch["clients"]
         inner, why = self._inner(
-            site.model, min(cohort, site.fold), training["local"]["batch_size"]
+            site.model, min(cohort, site.fold), training["local"].get("batch_size", 1)
         )
         blocks = -(-cohort // site.fold)
         cores = os.cpu_count() or 1
@@ -59,7 +62,7 @@ class Auto:
         self._chosen.open(site, launch)
 
     @staticmethod
-    def _inner(model: nn.Module, together: int, batch_size: int) -> tuple[str, str]:
+    def _inner(model: nn.Module, together: int, batch_size: int) -> tuple[Inner, str]:
         linear = not any(isinstance(m, nn.Conv2d | nn.RNNBase) for m in model.modules())
         if together < 4:
             return "serial", f"{together} clients at a time are too few to batch"

@@ -1,7 +1,7 @@
-"""Blocks of clients on Ray workers: data go to the object store once, the message once a round, replies come folded.
+"""Blocks of clients on Ray workers: data travel once, a message once, replies come folded.
 
-Equal to its inner engine to the bit, whatever the number of workers: the same blocks are computed by the same code
-and their sums are added in the same order.
+Equal to its inner engine to the bit, whatever the number of workers: the same blocks are computed
+by the same code and their sums are added in the same order.
 """
 
 from __future__ import annotations
@@ -58,23 +58,29 @@ class Ray:
         import ray
 
         if not ray.is_initialized():
-            # Workers run at the niceness of this process; they compute the experiment, not a background job.
+            # Workers run at this process's niceness: they are the experiment, not background jobs.
             os.environ.setdefault("RAY_worker_niceness", "0")
             options = (
                 {"address": self.address}
                 if self.address
                 else {"num_cpus": max(self.workers, os.cpu_count() or 1)}
             )
-            ray.init(
-                include_dashboard=False, log_to_driver=False, configure_logging=False, **options
-            )
+            try:
+                ray.init(
+                    include_dashboard=False, log_to_driver=False, configure_logging=False, **options
+                )
+            except (ValueError, ConnectionError, RuntimeError) as error:
+                raise ConfigError(
+                    f"[engine] Ray cannot be started or joined: {error}; check engine.address "
+                    f"({self.address!r}), or leave it out"
+                ) from error
             self._started = True
         count = self.workers or os.cpu_count() or 1
-        processors = int(ray.cluster_resources().get("CPU", 0))
+        processors = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
         if count > processors:
             raise ConfigError(
-                f"engine.workers = {count}, but the Ray session has {processors} processors, so some "
-                "would wait for ever: lower engine.workers"
+                f"engine.workers = {count}, but the Ray session has {processors} processors, so "
+                "some would wait for ever: lower engine.workers"
             )
         self._fold = site.fold
         self._site = ray.put(site)
@@ -94,7 +100,7 @@ class Ray:
         blocks = [
             tuple(ids[start : start + self._fold]) for start in range(0, len(ids), self._fold)
         ]
-        # Two blocks wait at each worker, so that none idles until the driver has taken its last result.
+        # Two blocks wait at each worker, so that none idles until its last result is taken.
         waiting: deque[tuple[int, Any]] = deque(enumerate(blocks))
         running: dict[Any, int] = {}
         done: dict[int, BlockResult] = {}

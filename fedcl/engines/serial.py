@@ -1,4 +1,4 @@
-"""One client after the other in this process: the reference that every other engine is compared with."""
+"""One client after the other in this process: the reference for every other engine."""
 
 from __future__ import annotations
 

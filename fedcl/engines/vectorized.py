@@ -1,7 +1,8 @@
-"""A block of clients as one batched computation (`torch.func.vmap`): fast for small models and batches.
+"""A block of clients as one batched computation: fast for small models and batches.
 
-Uneven clients are padded and masked; dropout masks come from outside. Programs other than local training run in a
-loop. Measured on a CPU, a computation of 8 to 32 clients is best: larger ones leave the cache.
+Uneven clients are padded and masked; dropout masks come from outside. Programs other than local
+training run in a loop. Measured on a CPU, a computation of 8 to 32 clients is best: larger ones
+leave the cache.
 """
 
 from __future__ import annotations

@@ -20,13 +20,13 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedcl.assembly import build_site
 from fedcl.config import load_config
 from fedcl.core import wire
 from fedcl.core.client import Unchanged
 from fedcl.core.engine import Site
 from fedcl.core.errors import ClientError, ConfigError, FedclError
 from fedcl.core.tree import settle
-from fedcl.experiment import build_site
 from fedcl.flower import messages
 from fedcl.flower.memories import ClientMemory
 from fedcl.record import write_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.app import Message, RecordDict
@@ -57,7 +57,7 @@ class Link:
             ClientError: A client's program failed: the first one in the order of ids.
             ConfigError: A node has another config.
         """
-        shared = self._coded(request, request.message)
+        coded = self._coded(request)
         waiting = deque(self.site.blocks(ids))
         blocks: deque[tuple[int, ...]] = deque()
         asked: dict[str, int] = {}
@@ -68,9 +68,7 @@ class Link:
                 blocks.append(waiting.popleft())
                 bases = memories.load(blocks[-1])
                 for id in blocks[-1]:
-                    own = request.message
-                    coded = self._coded(request, own.messages[id]) if isinstance(own, Each) else shared
-                    content = self._question(request, coded, bases.get(id))
+                    content = self._question(request, coded(id), bases.get(id))
                     asked[self.post.send(content, self.nodes[id], messages.EXCHANGE)] = id
             for message in self.post.receive():
                 came[asked[message.metadata.reply_to_message_id]] = message
@@ -83,8 +81,14 @@ class Link:
                 missing = {id: late.pop(id) for id in block if id in late}
                 yield self._result(request, found, missing)
 
-    def _coded(self, request: Request, message: Any) -> messages.Coded:
-        return messages.Coded.of((request.program, message), self.words)
+    def _coded(self, request: Request) -> Callable[[int], messages.Coded]:
+        """Returns what a client gets; what is the same for all is written once."""
+        message, words = request.message, self.words
+        if isinstance(message, Each):
+            own = message.messages
+            return lambda id: messages.Coded.of((request.program, own[id]), words)
+        shared = messages.Coded.of((request.program, message), words)
+        return lambda id: shared
 
     def _question(self, request: Request, coded: messages.Coded, base: Kept | None) -> RecordDict:
         question = messages.Question(

@@ -1,6 +1,7 @@
 """Federated averaging: the naive baseline, which trains on each task and forgets the last.
 
-McMahan et al., Communication-efficient learning of deep networks from decentralized data, AISTATS 2017.
+McMahan et al., Communication-efficient learning of deep networks from decentralized data, AISTATS
+2017.
 """
 
 from __future__ import annotations

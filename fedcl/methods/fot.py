@@ -1,10 +1,11 @@
-"""Federated orthogonal training: the server keeps updates out of the space of old tasks' layer inputs.
+"""Federated orthogonal training: the server keeps updates off the space of old tasks' inputs.
 
-Bakman, Yaldiz, Ezzeldin and Avestimehr, Federated orthogonal training: mitigating global catastrophic forgetting in
-continual federated learning, ICLR 2024 (arXiv 2309.01289). The defaults differ from the released code where it can
-be exact: a Gram matrix instead of a sketch, the energy rule for the rank, statistics of the global model over all
-members. `gpse = "sketch"`, `eps_rule = "paper_code"`, `statistics_model = "local"` and `statistics_clients =
-"cohort"` give the released behaviour, which its published numbers belong to.
+Bakman, Yaldiz, Ezzeldin and Avestimehr, Federated orthogonal training: mitigating global
+catastrophic forgetting in continual federated learning, ICLR 2024 (arXiv 2309.01289). The defaults
+differ from the released code where it can be exact: a Gram matrix instead of a sketch, the energy
+rule for the rank, statistics of the global model over all members. `gpse = "sketch"`, `eps_rule =
+"paper_code"`, `statistics_model = "local"` and `statistics_clients = "cohort"` give the released
+behaviour, which its published numbers belong to.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = ["FOT"]
 
 @dataclass(frozen=True)
 class State:
-    """Server state: the model, the basis of each protected layer, and the server optimizer's moments."""
+    """Server state: model, basis of each protected layer, the server optimizer's moments."""
 
     params: Params
     basis: Mapping[str, Tensor] = field(default_factory=dict)
@@ -40,7 +41,7 @@ class State:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What goes down for the statistics: the model (empty: use your own), bases, and which layers."""
+    """What goes down for statistics: the model (empty: use your own), bases, which layers."""
 
     params: Params
     basis: Mapping[str, Tensor]
@@ -54,15 +55,17 @@ class FOT(Method[State]):
     Attributes:
         energy: Share of the layer inputs' energy that each task's basis must hold (epsilon).
         energy_step: Added to `energy` after each task.
-        gpse: `gram` sends the exact Gram matrix of the residual inputs, `sketch` its product with a random matrix
-            that each client draws for itself and never shows (the paper's).
+        gpse: `gram` sends the exact Gram matrix of the residual inputs, `sketch` their product with
+            a random matrix that each client draws for itself and never shows (the paper's).
         sketch_columns: Columns of the sketch as a multiple of the layer's input width.
-        sketch_noise: `normal`, or `uniform` on [-1, 1] as in the released code: few examples behind a uniform
-            sketch can be recovered from it by independent component analysis.
-        eps_rule: `energy` takes the ratio of squared norms, `paper_code` that of norms and at least one direction.
-        statistics_model: Layer inputs of the `global` model, or of each client's `local` one after the last round.
+        sketch_noise: `normal`, or `uniform` on [-1, 1] as in the released code: few examples behind
+            a uniform sketch can be recovered from it by independent component analysis.
+        eps_rule: `energy` takes the ratio of squared norms, `paper_code` that of norms and at least
+            one direction.
+        statistics_model: Layer inputs of the `global` model, or of each client's `local` one after
+            the last round.
         statistics_clients: All `members` of the stage, or the last round's `cohort`.
-        head: Whether the last layer is protected: `auto` means in the domain-incremental scenario only.
+        head: Whether the last layer is protected: `auto` means in the domain-incremental scenario.
         biases: Protect biases too, as the weight of a constant input.
         masked: Compare only the classes of the present task in the loss.
         server: Server optimizer: `mean`, `momentum` or `adam`; its step is what gets projected.
@@ -97,7 +100,8 @@ class FOT(Method[State]):
             raise ValueError(f"sketch_columns must be above 0, not {self.sketch_columns}")
         if self.statistics_model == "local" and self.statistics_clients == "members":
             raise ValueError(
-                'statistics_model = "local" needs statistics_clients = "cohort": others have no local model'
+                'statistics_model = "local" needs statistics_clients = "cohort": '
+                "others have no local model"
             )
         check_server(self.server, self.server_lr, self.server_momentum)
 
@@ -154,7 +158,7 @@ class FOT(Method[State]):
             vectors, values, _ = torch.linalg.svd(
                 sums[f"sketch/{name}"].double(), full_matrices=False
             )
-        # What travels is rounded: values this small are noise, in directions that nobody's inputs have.
+        # What travels is rounded: values this small are noise, in nobody's directions.
         values = values * (values > rounding * values.norm())
         energies = values if self.gpse == "gram" else values.square()
         old = basis if basis is not None else vectors[:, :0]
@@ -179,14 +183,15 @@ class FOT(Method[State]):
         return self._statistics(client, message, sketch=False)
 
     def sketch(self, client: Client, message: Inputs) -> Reply:
-        """Sends, for each layer, the residual inputs times this client's own random matrix (d, columns)."""
+        """Sends, for each layer, the residual inputs times the client's own random matrix."""
         return self._statistics(client, message, sketch=True)
 
     def _statistics(self, client: Client, message: Inputs, sketch: bool) -> Reply:
         params = message.params or client.state
         if not params:
             raise ValueError(
-                'it has no local model, as it missed the last round; use statistics_model = "global"'
+                "it has no local model, as it missed the last round; "
+                'use statistics_model = "global"'
             )
         kind = "sketch" if sketch else "gram"
         generator = torch_generator(client.seed, "sketch")

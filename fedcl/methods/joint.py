@@ -1,4 +1,4 @@
-"""Joint training: at each stage a new model is trained on all stages so far; the upper reference, and a*_j.
+"""Joint training: each stage trains a new model on all stages so far; the upper reference.
 
 Clients keep every example, which no federated continual-learning method may do.
 """

@@ -1,6 +1,7 @@
-"""Experience replay: each client keeps some of its own examples, within a budget of bytes, and trains on them again.
+"""Experience replay: each client keeps some of its own examples and trains on them again.
 
-Chaudhry et al., On tiny episodic memories in continual learning, 2019 (arXiv 1902.10486), run on every client.
+Memories have a budget of bytes. Chaudhry et al., On tiny episodic memories in continual learning,
+2019 (arXiv 1902.10486), run on every client.
 """
 
 from __future__ import annotations

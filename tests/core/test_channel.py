@@ -154,7 +154,7 @@ def test_a_head_row_is_the_mean_over_the_clients_that_hold_its_class() -> None:
 
     a = sent(2.0, [4.0, 100.0, 100.0], [0, 0], 1.0)
     b = sent(6.0, [8.0, 10.0, 100.0], [0, 1], 3.0)
-    mean = step.receive(fold([a, b], equal=False), step.init(), seed=1)[0].mean
+    mean = step.receive(fold([a, b], equal=False), None, seed=1)[0].mean
     assert mean["head.weight"].flatten().tolist() == [7.0, 10.0, 0.0]
     assert mean["head.bias"].tolist() == [7.0, 10.0, 0.0]
     assert mean["body"].tolist() == [5.0]

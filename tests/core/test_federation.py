@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedcl.channels.secure_aggregation import SecureAggregation
 from fedcl.aggregations.mean import Mean
+from fedcl.channels.secure_aggregation import SecureAggregation
 from fedcl.core.channel import Aggregate, Transform
 from fedcl.core.client import Client, Model, Reply, Unchanged
 from fedcl.core.engine import Engine, Position, Site
@@ -371,6 +371,14 @@ def test_secure_aggregation_gives_the_same_sum_and_no_metrics() -> None:
     assert (hidden.weight, hidden.count, hidden.metrics) == (15.0, 5, {})
     assert door.exchanges[0].metrics == {}
     assert door.exchanges[0].up["metrics"] == 5 * 8
+
+
+def test_metrics_are_dropped_wherever_replies_are_hidden() -> None:
+    fed, door = federation(channel=[Times(1.0, [], hides_replies=True)])
+    assert fed.aggregate(PROBE.sizes, Ask()).metrics == {}
+    assert door.exchanges[0].metrics == {}
+    open_fed, _ = federation(channel=[Times(1.0, [])])
+    assert open_fed.aggregate(PROBE.sizes, Ask()).metrics == {"size": pytest.approx(55 / 15)}
 
 
 def test_single_replies_are_refused_where_they_are_hidden() -> None:

@@ -81,6 +81,7 @@ def test_the_size_is_found_exactly_for_wide_layers(d: int) -> None:
         ([0.0, 0.0], 0.9, 0),
         ([0.1] * 10, 0.3, 3),
         ([0.1] * 10, 1.0, 10),
+        ([0.7] * 4, 0.75, 3),  # 2.0999999999999996 / 2.8 falls short of 0.75 by rounding
         ([5.0], 0.99, 1),
         ([], 0.5, 0),
     ],

@@ -274,6 +274,21 @@ def test_what_has_no_name_is_refused_by_name(value: Any, words: str) -> None:
                 write(place, WORDS)
 
 
+def test_a_borrowed_name_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Other:
+        params: int = 0
+
+    def other(client: Client, message: object) -> Examples:
+        return client.data
+
+    Other.__module__, Other.__qualname__ = Model.__module__, Model.__qualname__
+    other.__module__, other.__qualname__ = own_data.__module__, own_data.__qualname__
+    for value in (Other(), other):
+        with pytest.raises(TypeError, match="cannot travel"):
+            encode(value, WORDS)
+
+
 def test_a_program_with_a_part_that_has_no_name_is_refused() -> None:
     with pytest.raises(TypeError, match="lambda"):
         encode(Local(lambda *a: a[0]), WORDS)

@@ -12,15 +12,16 @@ import torch
 from flwr.app import Array, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
+from fedcl.assembly import build_site
 from fedcl.config import Experiment, available
 from fedcl.core import wire
 from fedcl.core.client import Kept, Model
 from fedcl.core.engine import Position, Request
 from fedcl.core.local import CrossEntropy, Local, Proximal
-from fedcl.experiment import build_site
 from fedcl.flower.client_app import enter, leave, respond
 from fedcl.flower.memories import ClientMemory
 from fedcl.flower.messages import Coded, Question, fingerprints, read_failure, read_reply
+from tests.flower_trial import Own
 from tests.tiny import first_parameters, same, tiny, watched
 
 TRIAL = {"name": "tests.flower_trial:Trial", "fails": 2}
@@ -159,13 +160,14 @@ def test_a_name_leads_nowhere_but_into_the_folder(
 def test_a_program_that_fails_is_told(node: Callable[..., RecordDict]) -> None:
     experiment = tiny(method=TRIAL)
     method: Any = experiment.method
-    request = Request(Position(1, 0, 0), method.look, Model(first_parameters(experiment)))
-    question = question_of(experiment, request)
-    failure = read_failure(node(question, id=2, own=experiment))
+    asked = [
+        question_of(experiment, Request(Position(1, 0, 0), method.look, Own(id))) for id in (1, 2)
+    ]
+    failure = read_failure(node(asked[1], id=2, own=experiment))
     assert failure is not None
     assert failure[:2] == ("program", "no luck today")
     assert "in look" in failure[2]
-    assert read_failure(node(question, id=1)) is None
+    assert read_failure(node(asked[0], id=1)) is None
 
 
 def test_a_name_that_a_node_does_not_know_is_not_looked_up(

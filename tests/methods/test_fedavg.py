@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fedcl
+from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core.errors import ConfigError
 from fedcl.core.params import subtract
 from fedcl.core.stream import Stream
-from fedcl.experiment import build_site
 from tests.tiny import distance, first_parameters, same, scenario, tiny, trace
 
 DOUBLE = {"training.dtype": "float64"}

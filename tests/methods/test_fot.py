@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fedcl
+from fedcl.assembly import build_site
 from fedcl.config import Experiment, parse
 from fedcl.core.client import Client
 from fedcl.core.errors import ConfigError
@@ -20,7 +21,6 @@ from fedcl.core.params import Params
 from fedcl.core.stream import Stream
 from fedcl.core.subspace import unpack
 from fedcl.core.task import ClientTask, Examples
-from fedcl.experiment import build_site
 from fedcl.methods.fot import FOT, Inputs
 from tests.tiny import (
     CNN,

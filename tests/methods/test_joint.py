@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional as F
 
 import fedcl
+from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core.params import subtract
 from fedcl.core.stream import Stream
-from fedcl.experiment import build_site
 from tests.tiny import CNN, distance, first_parameters, same, scenario, tiny, trace, watched
 
 JOINT = {"name": "joint"}

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fedcl
+from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core.client import Client
 from fedcl.core.errors import ConfigError
@@ -18,7 +19,6 @@ from fedcl.core.memory import RowwiseCrossEntropy
 from fedcl.core.model import Net
 from fedcl.core.stream import Stream
 from fedcl.core.task import Examples
-from fedcl.experiment import build_site
 from fedcl.methods.replay import Message, Replay
 from tests.tiny import CNN, assert_same_runs, same, scenario, tiny, watched
 

@@ -1,0 +1,79 @@
+"""Makes of a config what runs: data, stream, model and site; the same on any machine."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedcl.config import Experiment
+from fedcl.core.engine import Site
+from fedcl.core.errors import ConfigError
+from fedcl.core.model import check_model
+from fedcl.core.population import Simulated
+from fedcl.core.seeds import seed_of
+from fedcl.core.stream import Stream
+
+
+def build_site(experiment: Experiment) -> Site:
+    """Returns what is needed where clients run: a pure function of the config, on whatever machine.
+
+    Raises:
+        ConfigError: Data, stream and model do not go together.
+    """
+    device = choose_device(experiment.training.device)
+    dtype = getattr(torch, experiment.training.dtype)
+    dataset = experiment.dataset.load()
+    stream = experiment.stream.build(dataset, experiment.seed, experiment.names["stream"])
+    model = build_model(experiment, dataset.shape, dataset.classes).to(device=device, dtype=dtype)
+    return Site(
+        population=Simulated(stream, dtype, device),
+        model=model,
+        trainer=experiment.training.local,
+        channel=experiment.channel,
+        seed=experiment.seed,
+        fold=experiment.training.fold,
+        equal=experiment.aggregation.weights == "equal",
+        device=device,
+    )
+
+
+def check_minimum(experiment: Experiment, stream: Stream) -> None:
+    """Raises ConfigError when a stage has fewer clients than the replies that a round needs."""
+    minimum = experiment.training.minimum
+    for stage in range(stream.stages if minimum > 1 else 0):
+        members = len(stream.members(stage))
+        if members < minimum:
+            raise ConfigError(
+                f"[training] minimum = {minimum} replies cannot come from the {members} clients "
+                f"with data at stage {stage}: lower it"
+            )
+
+
+def build_model(experiment: Experiment, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Returns the freshly initialised model: a function of the experiment's seed.
+
+    Raises:
+        ConfigError: The model does not fit the data, or mixes examples.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(experiment.seed, "model"))
+        try:
+            model = experiment.model.build(shape, classes)
+            check_model(model)
+            with torch.no_grad():
+                found = tuple(model(torch.zeros(2, *shape)).shape)
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"[model] {error}") from error
+    if found != (2, classes):
+        raise ConfigError(
+            f"[model] two inputs of shape {shape} give an output of shape {found}, not the logits "
+            f"of shape {(2, classes)}: end it with a layer over all {classes} classes"
+        )
+    return model
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device of a config's name; raises ConfigError for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('training.device = "cuda", but PyTorch finds no GPU: use "auto" or "cpu"')
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

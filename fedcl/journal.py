@@ -1,0 +1,198 @@
+"""What a run writes down on its way, and how it goes on from there: tables, checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedcl import __version__
+from fedcl.config import Experiment
+from fedcl.core import wire
+from fedcl.core.errors import ResumeError
+from fedcl.core.exchange import Exchange
+from fedcl.core.population import Memories
+from fedcl.core.tree import settle
+from fedcl.record import (
+    COSTS,
+    EVALUATIONS,
+    Record,
+    Store,
+    check_same,
+    export,
+    open_folder,
+    write_text,
+)
+from fedcl.summary import privacy_rows
+
+
+@contextmanager
+def opened(
+    folder: Path | None, resolved: Mapping[str, Any], toml: str, resume: bool
+) -> Iterator[Store | None]:
+    """Opens a run's folder for the time of the run; one that could not begin leaves nothing behind.
+
+    Args:
+        folder: Where to, or None for a run without files.
+        resolved: The resolved config.
+        toml: The same as text.
+        resume: Whether the folder may hold this run's checkpoint.
+    """
+    if folder is None:
+        yield None
+        return
+    new = not folder.exists()
+    open_folder(folder, resume)
+    empty = not any(folder.iterdir())
+    store = None
+    try:
+        store = Store(folder / "checkpoint")
+        check_same(store, resolved, __version__)
+        write_text(folder / "config.toml", toml)
+        yield store
+    except Exception:
+        if empty and (store is None or store.saved() is None):
+            if store is not None:
+                store.close()
+            shutil.rmtree(folder)
+            if not new:
+                folder.mkdir()
+        raise
+    finally:
+        if store is not None:
+            store.close()
+
+
+@dataclass
+class Journal:
+    """The tables of a run, its clients' memories, and what of them is committed.
+
+    Attributes:
+        experiment: The experiment.
+        folder: The run's folder, or None.
+        store: Its checkpoint, or None.
+        rounds: Finished rounds of the whole run.
+        events: Skipped and repeated rounds.
+    """
+
+    experiment: Experiment
+    folder: Path | None
+    store: Store | None
+    rounds: int = 0
+    events: list[dict[str, int | str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.record = Record(folder=self.folder)
+        self.memories = Memories()
+        self.words = wire.vocabulary(self.experiment.method)
+        self._dirty: dict[int, Any] = {}
+        self._written = (0, 0)
+        self._spent = 0.0
+        self._started = self._committed = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the whole run, earlier sittings included."""
+        return self._spent + time.perf_counter() - self._started
+
+    @property
+    def due(self) -> bool:
+        """Whether the last commit is long enough ago."""
+        return time.perf_counter() - self._committed >= self.experiment.checkpoint.seconds
+
+    def finish_round(self, stage: int, exchanges: Sequence[Exchange]) -> int:
+        """Books a round's exchanges, keeps its memories, and returns how many rounds are done."""
+        self.rounds += 1
+        self._dirty.update(self.memories.commit())
+        for exchange in exchanges:
+            self._book(stage, exchange)
+        return self.rounds
+
+    def _book(self, stage: int, exchange: Exchange) -> None:
+        blank = dict.fromkeys(COSTS) | {"round": self.rounds, "stage": stage}
+        for direction, sizes in (("down", exchange.down), ("up", exchange.up)):
+            for kind, size in sorted(sizes.items()):
+                row = {**blank, "direction": direction, "payload": kind, "bytes": size}
+                self.record.costs.append(row)
+        self.record.costs.append(
+            {
+                **blank,
+                "direction": "",
+                "payload": exchange.program,
+                "steps": exchange.steps,
+                "examples": exchange.examples,
+                "seconds": exchange.seconds,
+            }
+        )
+
+    def commit(self, state: Any, channel: Sequence[Any], following: tuple[int, int]) -> None:
+        """Writes everything since the last commit in one transaction.
+
+        Args:
+            state: The method's state.
+            channel: States of the channel's steps.
+            following: Stage and round that come next.
+        """
+        if self.store is None:
+            self._dirty = {}
+            return
+        memories = {
+            id: None if value is None else wire.dumps(value, self.words)
+            for id, value in self._dirty.items()
+        }
+        evaluations, costs = self._written
+        self.store.commit(
+            {
+                "version": __version__,
+                "config": self.experiment.resolved,
+                "stage": following[0],
+                "round": following[1],
+                "rounds": self.rounds,
+                "seconds": self.seconds,
+                "events": self.events,
+            },
+            wire.dumps((state, tuple(channel)), self.words),
+            memories,
+            self.record.evaluations[evaluations:],
+            self.record.costs[costs:],
+        )
+        self._mark()
+        self._dirty = {}
+        self._committed = time.perf_counter()
+        if following[1] == 0:
+            export(self.record, privacy_rows(self.record.costs))
+
+    def restore(self, device: torch.device) -> tuple[Any, list[Any], tuple[int, int]] | None:
+        """Returns state, channel states, and next stage and round of the last commit, or None.
+
+        Raises:
+            ResumeError: The checkpoint is damaged.
+        """
+        saved = None if self.store is None else self.store.saved()
+        if self.store is None or saved is None:
+            return None
+        try:
+            state, channel = wire.loads(saved.state, self.words)
+            self.memories.committed = {
+                id: wire.loads(data, self.words) for id, data in saved.memories.items()
+            }
+        except (ValueError, KeyError, TypeError) as error:
+            raise ResumeError(
+                f"the checkpoint in {self.folder} is damaged: {error}; remove the folder and start "
+                "anew, or name another --out"
+            ) from error
+        self.record.evaluations = self.store.rows("evaluations", EVALUATIONS)
+        self.record.costs = self.store.rows("costs", COSTS)
+        self._mark()
+        self.rounds, self._spent, self.events = saved.rounds, saved.seconds, saved.events
+        channel = settle(list(channel), device)
+        return settle(state, device), channel, (saved.stage, saved.round)
+
+    def _mark(self) -> None:
+        self._written = (len(self.record.evaluations), len(self.record.costs))
