@@ -19,13 +19,13 @@ from torch import Tensor
 
 from fedcl.core.client import Client, Model, Reply
 from fedcl.core.federation import Federation
-from fedcl.core.layers import append_one, layer_inputs, protected_layers
+from fedcl.core.layers import protected_layers
 from fedcl.core.local import CrossEntropy, own_state
 from fedcl.core.method import Method
 from fedcl.core.optimizer import Moments, check_server, server_step
 from fedcl.core.params import Params, add
-from fedcl.core.seeds import torch_generator
-from fedcl.core.subspace import extend, needed_rank, pack, project_layers, residual, unpack
+from fedcl.core.statistics import Sketch, extended_basis, input_statistics
+from fedcl.core.subspace import project_layers
 
 __all__ = ["FOT"]
 
@@ -142,35 +142,10 @@ class FOT(Method[State]):
         energy = min(1.0, self.energy + self.energy_step * fed.task.index)
         rounding = torch.finfo(next(iter(state.params.values())).dtype).eps
         basis = {
-            name: self._extended(name, sums, state.basis.get(name), energy, rounding)
-            for name in layers
+            n: extended_basis(sums, n, state.basis.get(n), energy, self.eps_rule, rounding)
+            for n in layers
         }
         return replace(state, basis=basis)
-
-    def _extended(
-        self, name: str, sums: Params, basis: Tensor | None, energy: float, rounding: float
-    ) -> Tensor:
-        _, inputs, rest, rho = sums[f"norms/{name}"].double().tolist()
-        if self.gpse == "gram":
-            values, vectors = torch.linalg.eigh(unpack(sums[f"gram/{name}"].double()))
-            values, vectors = values.flip(0), vectors.flip(1)
-        else:
-            vectors, values, _ = torch.linalg.svd(
-                sums[f"sketch/{name}"].double(), full_matrices=False
-            )
-        # What travels is rounded: values this small are noise, in nobody's directions.
-        values = values * (values > rounding * values.norm())
-        energies = values if self.gpse == "gram" else values.square()
-        old = basis if basis is not None else vectors[:, :0]
-        # Rounding leaves a residual of about 1e-7 of the norm: that is nothing new.
-        if rest <= 1e-10 * inputs:
-            return old
-        count = sums[f"norms/{name}"][0].item()
-        ratio = rest / inputs if self.eps_rule == "energy" else rho / count
-        rank = needed_rank(energies, 1.0 - (1.0 - energy) / ratio)
-        if self.eps_rule == "paper_code":
-            rank = max(rank, 1)
-        return extend(old, vectors[:, :rank])
 
     # Client half.
 
@@ -180,48 +155,20 @@ class FOT(Method[State]):
 
     def gram(self, client: Client, message: Inputs) -> Reply:
         """Sends, for each layer, the Gram matrix of the inputs' residual, packed."""
-        return self._statistics(client, message, sketch=False)
+        return self._statistics(client, message, None)
 
     def sketch(self, client: Client, message: Inputs) -> Reply:
         """Sends, for each layer, the residual inputs times the client's own random matrix."""
-        return self._statistics(client, message, sketch=True)
+        return self._statistics(client, message, Sketch(self.sketch_columns, self.sketch_noise))
 
-    def _statistics(self, client: Client, message: Inputs, sketch: bool) -> Reply:
+    def _statistics(self, client: Client, message: Inputs, sketch: Sketch | None) -> Reply:
         params = message.params or client.state
         if not params:
             raise ValueError(
                 "it has no local model, as it missed the last round; "
                 'use statistics_model = "global"'
             )
-        kind = "sketch" if sketch else "gram"
-        generator = torch_generator(client.seed, "sketch")
-        found: dict[str, Tensor] = {}
-        norms = {name: torch.zeros(2, dtype=torch.float64) for name in message.layers}
-        for batch in client.data.x.split(128):
-            for name, x in layer_inputs(client.model, params, batch).items():
-                if name not in norms:
-                    continue
-                x = append_one(client.model, name, x.double()) if self.biases else x.double()
-                rest = residual(x, message.basis.get(name))
-                norms[name] += torch.stack([x.square().sum(), rest.square().sum()]).cpu()
-                part = rest.T @ (self._noise(rest, generator) if sketch else rest)
-                found[name] = found[name] + part if name in found else part
-        tensors = {}
-        for name, value in found.items():
-            dtype = client.data.x.dtype
-            n = len(client.data)
-            inputs, rest = norms[name].tolist()
-            rho = (rest / inputs) ** 0.5 if inputs else 0.0
-            tensors[f"{kind}/{name}"] = (value if sketch else pack(value)).to(dtype)
-            tensors[f"norms/{name}"] = torch.tensor(
-                [n, inputs, rest, n * rho], dtype=torch.float64, device=value.device
-            )
+        tensors = input_statistics(
+            client, params, message.basis, message.layers, self.biases, sketch
+        )
         return Reply(tensors, examples=len(client.data), state=None)
-
-    def _noise(self, rest: Tensor, generator: torch.Generator) -> Tensor:
-        shape = (len(rest), max(1, round(self.sketch_columns * rest.shape[1])))
-        if self.sketch_noise == "normal":
-            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-        else:
-            noise = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
-        return noise.to(rest.device)

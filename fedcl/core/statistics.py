@@ -1,0 +1,128 @@
+"""Second moments of layer inputs: what clients send of them, and the basis that their sum extends.
+
+Every layer's residual inputs R (rows, d), those outside the basis so far, give a Gram matrix R^T R,
+or a sketch R^T G with a random matrix G (rows, columns) that the client draws and never shows. Both
+only need to be summed (Bakman et al., ICLR 2024, section 4.2; the Gram matrix is exact).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedcl.core.client import Client
+from fedcl.core.layers import append_one, layer_inputs
+from fedcl.core.params import Params
+from fedcl.core.seeds import torch_generator
+from fedcl.core.subspace import extend, needed_rank, pack, residual, unpack
+
+_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A random matrix to sketch with.
+
+    Attributes:
+        columns: Its columns as a multiple of the layer's input width.
+        noise: Its entries: `normal`, or `uniform` on [-1, 1].
+    """
+
+    columns: float = 1.0
+    noise: Literal["normal", "uniform"] = "normal"
+
+    def draw(self, rows: int, width: int, generator: torch.Generator) -> Tensor:
+        """Returns a (rows, columns) float64 matrix."""
+        shape = (rows, max(1, round(self.columns * width)))
+        if self.noise == "normal":
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+def input_statistics(
+    client: Client,
+    params: Params,
+    basis: Mapping[str, Tensor],
+    layers: Sequence[str],
+    biases: bool,
+    sketch: Sketch | None,
+) -> dict[str, Tensor]:
+    """Returns a client's statistics: `gram/<weight>` or `sketch/<weight>`, and `norms/<weight>`.
+
+    A Gram matrix is packed (d(d+1)/2 numbers), a sketch is (d, columns). The norms are [n, |X|^2,
+    |R|^2, n |R|/|X|] with n the number of examples, X the inputs and R their residual.
+
+    Args:
+        client: Whose data.
+        params: Parameters to run the model with.
+        basis: (d, k) basis so far, by name of the weight.
+        layers: Names of the weights.
+        biases: Whether inputs get a constant 1 for the bias.
+        sketch: How to sketch; None means Gram matrices.
+    """
+    generator = torch_generator(client.seed, "sketch")
+    found: dict[str, Tensor] = {}
+    norms = {name: torch.zeros(2, dtype=torch.float64) for name in layers}
+    for batch in client.data.x.split(_ROWS):
+        for name, x in layer_inputs(client.model, params, batch).items():
+            if name not in norms:
+                continue
+            x = append_one(client.model, name, x.double()) if biases else x.double()
+            rest = residual(x, basis.get(name))
+            norms[name] += torch.stack([x.square().sum(), rest.square().sum()]).cpu()
+            other = rest if sketch is None else sketch.draw(*rest.shape, generator).to(rest.device)
+            found[name] = found[name] + rest.T @ other if name in found else rest.T @ other
+    tensors = {}
+    for name, value in found.items():
+        kind, sent = ("gram", pack(value)) if sketch is None else ("sketch", value)
+        tensors[f"{kind}/{name}"] = sent.to(client.data.x.dtype)
+        n, (inputs, rest) = len(client.data), norms[name].tolist()
+        four = [n, inputs, rest, n * (rest / inputs) ** 0.5 if inputs else 0.0]
+        tensors[f"norms/{name}"] = torch.tensor(four, dtype=torch.float64, device=value.device)
+    return tensors
+
+
+def extended_basis(
+    sums: Params,
+    name: str,
+    basis: Tensor | None,
+    energy: float,
+    rule: Literal["energy", "paper_code"],
+    rounding: float,
+) -> Tensor:
+    """Returns a layer's basis, extended until it holds a share of the new inputs' energy.
+
+    With rho the residual's share, a fraction 1 - (1 - energy) / rho of the residual's energy is
+    asked for. The `energy` rule takes rho = |R|^2 / |X|^2; `paper_code` the mean of |R| / |X| over
+    examples, and at least one direction.
+
+    Args:
+        sums: Summed statistics of `input_statistics`.
+        name: Name of the weight.
+        basis: (d, k) basis so far, or None.
+        energy: Share of the inputs' energy that the basis must hold.
+        rule: What rho is.
+        rounding: Relative rounding of what travelled.
+    """
+    count, inputs, rest, rho = sums[f"norms/{name}"].double().tolist()
+    if f"gram/{name}" in sums:
+        values, vectors = torch.linalg.eigh(unpack(sums[f"gram/{name}"].double()))
+        values, vectors, power = values.flip(0), vectors.flip(1), 1
+    else:
+        vectors, values, _ = torch.linalg.svd(sums[f"sketch/{name}"].double(), full_matrices=False)
+        power = 2
+    # What travels is rounded: values this small are noise, in nobody's directions.
+    values = values * (values > rounding * values.norm())
+    old = basis if basis is not None else vectors[:, :0]
+    # Rounding leaves a residual of about 1e-7 of the norm: that is nothing new.
+    if rest <= 1e-10 * inputs:
+        return old
+    ratio = rest / inputs if rule == "energy" else rho / count
+    rank = needed_rank(values**power, 1.0 - (1.0 - energy) / ratio)
+    if rule == "paper_code":
+        rank = max(rank, 1)
+    return extend(old, vectors[:, :rank])
