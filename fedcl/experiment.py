@@ -142,12 +142,12 @@ class _Loop:
             self.experiment.training.availability,
         )
         door.committed = first
-        engine.open(self.site, self._launch())
-        self.engine_reason = (
-            getattr(engine, "reason", "")
-            or f"{self.experiment.names['engine']}: named in the config"
-        )
         try:
+            engine.open(self.site, self._launch())
+            self.engine_reason = (
+                getattr(engine, "reason", "")
+                or f"{self.experiment.names['engine']}: named in the config"
+            )
             rounds = self.experiment.training.rounds
             for stage in range(first[0], self.stream.stages):
                 for number in range(first[1] if stage == first[0] else 0, rounds):
@@ -260,6 +260,7 @@ class _Loop:
             try:
                 after = step(state, fed)
             except TooFewReplies as error:
+                done.extend(door.exchanges)
                 self.memories.pending, door.channel_state = before
                 # What begins or ends a stage happens once and cannot be left out.
                 happened = "repeated" if moment or training.shortfall == "repeat" else "skipped"

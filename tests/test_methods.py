@@ -8,75 +8,27 @@ from __future__ import annotations
 import inspect
 import pickle
 import re
-from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
 import fedcl
-from fedcl.config import Experiment, available, find
-from fedcl.core import wire
-from fedcl.core.errors import ConfigError, ExposureError
+from fedcl.core.errors import ExposureError
 from fedcl.core.method import Method
-from fedcl.record import Record, Store
+from tests.conformance import METHODS, cls, every_method, of, plain, run_or_refused, seen
 from tests.ray_house import RayHouse
 from tests.tiny import (
     CNN,
-    SCENARIOS,
-    Interrupted,
-    Watching,
     assert_same_runs,
     distance,
     first_parameters,
-    interrupt_after,
-    read_csv,
     same,
-    scenario,
     timeless,
-    tiny,
-    watched,
 )
 
-METHODS = available("methods")
 FOLDER = Path(__file__).parent / "methods"
-every_method = pytest.mark.parametrize("name", METHODS)
-
-
-def of(name: str, changes: Mapping[str, Any] | None = None, **tables: Any) -> Experiment:
-    """Returns the tiny experiment with a method by its name alone, and public data if it asks."""
-    public = {"stream.public": 0.1} if cls(name).needs_public else {}
-    return tiny({**(changes or {}), **public}, method={"name": name}, **tables)
-
-
-def cls(name: str) -> type[Method[Any]]:
-    """Returns the class of a method."""
-    found = find("methods", name)
-    assert issubclass(found, Method)
-    return found
-
-
-def run_or_refused(name: str, changes: Mapping[str, Any], **tables: Any) -> Record | None:
-    """Runs the tiny experiment; a method may refuse it, if it says so by its name."""
-    try:
-        return fedcl.run(of(name, changes, **tables))
-    except (ConfigError, ExposureError) as error:
-        assert name in str(error)
-        return None
-
-
-@cache
-def plain(name: str, engine: Literal["serial", "vectorized"] = "serial") -> Record:
-    """Returns a run of the tiny experiment."""
-    return fedcl.run(of(name, engine={"name": engine}))
-
-
-@cache
-def seen(name: str) -> tuple[Record, Watching]:
-    """Returns a run of the tiny experiment, and what its door asked."""
-    return watched(of(name))
 
 
 def test_there_are_methods() -> None:
@@ -140,8 +92,7 @@ def test_the_door_saw_what_the_class_variables_say(name: str) -> None:
     at_border = any(request.position.round in borders for request, _ in engine.requests)
     moments = ("begin_task", "end_task")
     overrides = any(getattr(cls(name), m) is not getattr(Method, m) for m in moments)
-    assert cls(name).needs_borders == overrides
-    assert overrides or not at_border
+    assert overrides or not (at_border or cls(name).needs_borders)
     assert any(0 <= request.position.round < max(borders) for request, _ in engine.requests)
 
 
@@ -229,80 +180,3 @@ def test_convolutions_and_dropout(name: str, model: str) -> None:
     assert (runs[0] is None) == (runs[1] is None)
     if runs[0] is not None and runs[1] is not None:
         assert distance(runs[0].params, runs[1].params) < 1e-9
-
-
-# --- Wire and resume. ---
-
-
-@every_method
-def test_all_that_travels_or_is_kept_survives_the_codec(name: str, tmp_path: Path) -> None:
-    experiment = of(name)
-    words = wire.vocabulary(experiment.method)
-
-    def check(value: Any) -> None:
-        read = wire.loads(wire.dumps(value, words), words)
-        assert same(read, value)
-        assert wire.dumps(read, words) == wire.dumps(value, words)
-
-    check(experiment.method.init(first_parameters(experiment)))
-    _, engine = seen(name)
-    for request, _ in engine.requests:
-        check(request.message)
-        tensors, text = wire.encode(request.program, words)
-        assert wire.encode(wire.decode(tensors, text, words), words) == (tensors, text)
-    for result in engine.results:
-        for memory in result.memories.values():
-            check(memory)
-        for reply in result.replies or ():
-            check(reply)
-    record = fedcl.run(experiment, tmp_path / "run")
-    store = Store(tmp_path / "run" / "checkpoint")
-    saved = store.saved()
-    store.close()
-    assert saved is not None
-    state, _ = wire.loads(saved.state, words)
-    assert same(dict(state.params), dict(record.params))
-    assert_same_runs(record, plain(name))
-
-
-@every_method
-def test_resumes_to_the_bit(name: str, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    fedcl.run(of(name), whole)
-    for rounds in (1, 2, 3):
-        broken = tmp_path / f"after {rounds}"
-        with pytest.raises(Interrupted):
-            fedcl.run(of(name), broken, watch=interrupt_after(rounds))
-        fedcl.run(of(name), broken, resume=True)
-        for file in ("evaluations.csv", "model.safetensors", "config.toml", "privacy.csv"):
-            assert (broken / file).read_bytes() == (whole / file).read_bytes(), file
-        costs = [timeless(read_csv(folder / "costs.csv")) for folder in (broken, whole)]
-        assert costs[0] == costs[1]
-
-
-# --- Streams. ---
-
-
-@every_method
-@pytest.mark.parametrize("order", ["shared", "shuffled", "staggered"])
-@pytest.mark.parametrize("kind", list(SCENARIOS))
-def test_every_scenario_and_order(name: str, kind: str, order: str) -> None:
-    changes = {**scenario(kind), "stream.order": {"name": order}, "training.rounds": 1}
-    record = run_or_refused(name, changes)
-    if record is None:
-        return
-    assert (record.summary["accuracy_matrix"] is None) == (order != "shared")
-    assert 0 <= record.summary["average_accuracy"] <= 1
-    assert record.summary["scenario"] == {"temporal": "domain"}.get(kind, kind)
-    vectorized = fedcl.run(of(name, changes, engine={"name": "vectorized"}))
-    assert [row["round"] for row in vectorized.evaluations] == [
-        row["round"] for row in record.evaluations
-    ]
-
-
-@every_method
-def test_clients_that_do_not_answer(name: str) -> None:
-    changes = {"training.availability": 0.6, "training.rounds": 3, "stream.clients": 8}
-    record, engine = watched(of(name, changes))
-    assert any(len(ids) < 3 for request, ids in engine.requests if request.position.round == 0)
-    assert_same_runs(fedcl.run(of(name, changes)), record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import fedcl
+from fedcl.assembly import build_site
 from fedcl.config import Experiment, override, parse
 from fedcl.core import wire
 from fedcl.core.engine import BlockResult, Engine, Request, Site
 from fedcl.core.params import Params
 from fedcl.core.population import Memories
+from fedcl.core.stream import Stream
 from fedcl.record import Record, Store
 
 # Five uneven clients in fold blocks of two, cohorts of three, two tasks of two rounds.
@@ -47,6 +51,7 @@ TABLE: dict[str, Any] = {
     "evaluation": {"every": 1},
     "checkpoint": {"seconds": 0},
 }
+EXACT_FILES = ("config.toml", "evaluations.csv", "privacy.csv", "model.safetensors")
 CNN = {"name": "cnn", "channels": [4], "hidden": 6, "groups": 2}
 SCENARIOS = {
     "class": "class_incremental",
@@ -97,6 +102,17 @@ def assert_same_runs(a: Record, b: Record) -> None:
     assert same(dict(a.params), dict(b.params))
     assert same([dict(row) for row in a.evaluations], [dict(row) for row in b.evaluations])
     assert timeless(a.costs) == timeless(b.costs)
+
+
+def assert_same_folders(a: Path, b: Path) -> None:
+    """Asserts that two finished runs left the same, but for their wall times."""
+    for file in EXACT_FILES:
+        assert (a / file).read_bytes() == (b / file).read_bytes(), file
+    assert timeless(read_csv(a / "costs.csv")) == timeless(read_csv(b / "costs.csv"))
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (a, b)]
+    for summary in summaries:
+        assert summary.pop("seconds") > 0
+    assert summaries[0] == summaries[1]
 
 
 def timeless(costs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -183,10 +199,27 @@ def interrupt_after(rounds: int) -> Callable[[Any], None]:
 
 def first_parameters(experiment: Experiment) -> dict[str, Tensor]:
     """Returns the freshly initialised parameters that a run starts from."""
-    from fedcl.assembly import build_site
-
     model = build_site(experiment).model
     return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def stream_of(experiment: Experiment) -> Stream:
+    """Returns the stream of an experiment."""
+    stream = build_site(experiment).population.stream  # type: ignore[attr-defined]
+    assert isinstance(stream, Stream)
+    return stream
+
+
+def logits(params: Params, x: Tensor) -> Tensor:
+    """Returns the answers of the tiny experiment's network, by hand."""
+    hidden = F.relu(x.flatten(1) @ params["fc1.weight"].T + params["fc1.bias"])
+    return hidden @ params["head.weight"].T + params["head.bias"]
+
+
+def rows(record: Record, **wanted: Any) -> list[dict[str, Any]]:
+    """Returns the evaluations with these values: accuracies on the union test set, if not said."""
+    wanted = {"metric": "accuracy", "client": None, **wanted}
+    return [dict(row) for row in record.evaluations if all(row[k] == v for k, v in wanted.items())]
 
 
 def angles(a: Tensor, b: Tensor) -> float:

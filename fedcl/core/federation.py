@@ -193,6 +193,8 @@ class Federation:
         check_blocks(request, results)
         answered = sum(len(result.ids) for result in results)
         if answered < door.minimum:
+            # What went up and down is paid for, though it is not used.
+            self._book(program, message, clients, position, results, start, None)
             raise TooFewReplies(
                 f"{answered} of {len(asked)} clients answered; training.minimum is {door.minimum}"
             )

@@ -14,7 +14,21 @@ from torch.nn import functional as F
 from fedcl.core.client import Client
 from fedcl.core.local import masked_logits
 from fedcl.core.model import Net
+from fedcl.core.params import Params
 from fedcl.core.task import ClientTask, Examples, join
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A message to clients that rehearse what they remember.
+
+    Attributes:
+        params: Model parameters.
+        separate: Whether each task keeps its own logits (task-incremental).
+    """
+
+    params: Params
+    separate: bool
 
 
 @dataclass(frozen=True)

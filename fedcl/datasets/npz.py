@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from fedcl.core.dataset import ArrayTable, Dataset, IntArray
 from fedcl.core.errors import ConfigError
+from fedcl.datasets._holdout import Mask, block_rows, random_rows
 
 __all__ = ["Npz"]
 
 Holdout = Literal["random", "blocks", "marked"]
 Array: TypeAlias = npt.NDArray[Any]
-Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,9 @@ class Npz:
             raise archive.error(f"there is no column {name!r}", remedy)
         column = table.columns.get(name, np.zeros_like(table.labels))
         if self.holdout == "random":
-            kept, held = _random(table.labels, self.test_fraction, self.seed)
+            kept, held = random_rows(table.labels, self.test_fraction, self.seed)
         elif self.holdout == "blocks":
-            kept, held = _blocks(column, self.test_fraction, self.block, self.gap)
+            kept, held = block_rows(column, self.test_fraction, self.block, self.gap)
         else:
             kept, held = column == 0, column == 1
             if not (kept | held).all():
@@ -265,35 +265,6 @@ def _classes(archive: _Archive, train: IntArray, test: IntArray, named: int) -> 
         fact = f"the train labels go up to {largest} but none is {gaps[0]}"
         raise archive.error(fact, "number the classes from 0 without gaps, or save class_names")
     return named or int(largest) + 1
-
-
-def _random(labels: IntArray, fraction: float, seed: int) -> tuple[Mask, Mask]:
-    """Returns masks of train and test rows: each class gives its share, never all its rows."""
-    held = np.zeros(len(labels), dtype=np.bool_)
-    generator = np.random.default_rng(seed)
-    met = 0
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        due = math.floor((met + len(rows)) * fraction + 0.5) - math.floor(met * fraction + 0.5)
-        held[rows[: min(due, len(rows) - 1)]] = True
-        met += len(rows)
-    return ~held, held
-
-
-def _blocks(recordings: IntArray, fraction: float, block: int, gap: int) -> tuple[Mask, Mask]:
-    """Returns masks of train and test rows; rows within the gap of a test block are in neither."""
-    kept, held = (np.zeros(len(recordings), dtype=np.bool_) for _ in range(2))
-    for recording in np.unique(recordings):
-        rows = np.flatnonzero(recordings == recording)
-        number = np.arange(len(rows)) // block
-        # Spread evenly: with a fraction of 1/5, the blocks 2, 7, 12, ... are held out.
-        tested = np.floor((number + 1) * fraction + 0.5) > np.floor(number * fraction + 0.5)
-        near = tested.copy()
-        for distance in range(1, gap + 1):
-            near[distance:] |= tested[:-distance]
-            near[:-distance] |= tested[distance:]
-        kept[rows], held[rows] = ~near, tested
-    return kept, held
 
 
 def _listed(names: Iterable[Any]) -> str:

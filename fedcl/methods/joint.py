@@ -12,7 +12,7 @@ import torch
 
 from fedcl.core.client import Client, Reply
 from fedcl.core.federation import Federation
-from fedcl.core.memory import RowwiseCrossEntropy, present_rows, with_present
+from fedcl.core.memory import Rehearsal, RowwiseCrossEntropy, present_rows, with_present
 from fedcl.core.method import Method
 from fedcl.core.params import Params, add
 from fedcl.core.task import Examples, join
@@ -26,14 +26,6 @@ class State:
 
     params: Params
     start: Params
-
-
-@dataclass(frozen=True)
-class Message:
-    """What goes down: the model, and whether each task keeps its own logits."""
-
-    params: Params
-    separate: bool
 
 
 @dataclass(frozen=True)
@@ -62,10 +54,10 @@ class Joint(Method[State]):
     def round(self, state: State, fed: Federation) -> State:
         """Adds the mean change of the cohort."""
         local = fed.local(RowwiseCrossEntropy(), data=self.everything)
-        message = Message(state.params, fed.task.scenario == "task")
+        message = Rehearsal(state.params, fed.task.scenario == "task")
         return replace(state, params=add(state.params, fed.aggregate(local, message).mean))
 
-    def everything(self, client: Client, message: Message) -> Examples:
+    def everything(self, client: Client, message: Rehearsal) -> Examples:
         """Trains on the examples of all stages so far."""
         return with_present(client, client.state, message.separate)
 

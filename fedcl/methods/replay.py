@@ -13,7 +13,13 @@ import torch
 
 from fedcl.core.client import Client
 from fedcl.core.federation import Federation
-from fedcl.core.memory import RowwiseCrossEntropy, present_rows, share_budget, with_present
+from fedcl.core.memory import (
+    Rehearsal,
+    RowwiseCrossEntropy,
+    present_rows,
+    share_budget,
+    with_present,
+)
 from fedcl.core.method import Method
 from fedcl.core.params import Params, add
 from fedcl.core.seeds import torch_generator
@@ -27,14 +33,6 @@ class State:
     """Server state: the global model."""
 
     params: Params
-
-
-@dataclass(frozen=True)
-class Message:
-    """What goes down: the model, and whether each task keeps its own logits."""
-
-    params: Params
-    separate: bool
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,14 @@ class Replay(Method[State]):
     def round(self, state: State, fed: Federation) -> State:
         """Adds the mean change of the cohort."""
         local = fed.local(RowwiseCrossEntropy(), data=self.mixed, keep=self.remember)
-        message = Message(state.params, fed.task.scenario == "task")
+        message = Rehearsal(state.params, fed.task.scenario == "task")
         return replace(state, params=add(state.params, fed.aggregate(local, message).mean))
 
-    def mixed(self, client: Client, message: Message) -> Examples:
+    def mixed(self, client: Client, message: Rehearsal) -> Examples:
         """Trains on the client's own examples and those of earlier stages."""
         return with_present(client, client.state, message.separate)
 
-    def remember(self, client: Client, message: Message, params: Params) -> Any:
+    def remember(self, client: Client, message: Rehearsal, params: Params) -> Any:
         """Keeps an equal number of examples of every stage so far, chosen at random."""
         rows = present_rows(client)
         if client.state is not None:

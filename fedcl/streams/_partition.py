@@ -19,12 +19,12 @@ __all__ = ["PARTITIONS", "Dirichlet", "Iid", "Natural", "Quantity", "Shards"]
 Division = tuple[IntArray, IntArray]
 
 
-def _enough(rows: int, clients: int, each: int = 1) -> None:
+def _enough(rows: int, clients: int, each: int = 1, option: str = "") -> None:
     needed = max(1, clients * each)
     if rows < needed:
         raise ValueError(
             f"{clients} clients need at least {needed} examples, but a task has {rows}: lower "
-            "stream.clients or tasks"
+            f"stream.clients or tasks{option and f', or stream.partition.{option}'}"
         )
 
 
@@ -96,7 +96,7 @@ class Dirichlet:
         self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
     ) -> Division:
         """Returns `(order, offsets)`."""
-        _enough(len(labels), clients, self.minimum)
+        _enough(len(labels), clients, self.minimum, "minimum")
         generator = numpy_generator(seed, "dirichlet")
         parts: list[list[IntArray]] = [[] for _ in range(clients)]
         for label in np.unique(labels):
@@ -136,7 +136,7 @@ class Shards:
     ) -> Division:
         """Returns `(order, offsets)`; shards differ in size by one at most."""
         shards = clients * self.per_client
-        _enough(len(labels), clients, self.per_client)
+        _enough(len(labels), clients, self.per_client, "per_client")
         generator = numpy_generator(seed, "shards")
         # Shuffled first, so that the rows of one label stand in random order.
         shuffled = generator.permutation(len(labels))

@@ -13,12 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fedcl
-from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core.errors import ConfigError
 from fedcl.core.params import subtract
-from fedcl.core.stream import Stream
-from tests.tiny import distance, first_parameters, same, scenario, tiny, trace
+from tests.tiny import distance, first_parameters, same, scenario, stream_of, tiny, trace
 
 DOUBLE = {"training.dtype": "float64"}
 # One client, whose every round is one step on all of its examples: gradient descent.
@@ -29,12 +27,6 @@ CENTRAL = {
     "training.cohort": 0,
     "training.local": {"name": "sgd", "lr": 0.3, "batch_size": 10_000},
 }
-
-
-def stream_of(experiment: Experiment) -> Stream:
-    stream = build_site(experiment).population.stream  # type: ignore[attr-defined]
-    assert isinstance(stream, Stream)
-    return stream
 
 
 def forward(params: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -10,20 +10,21 @@ import torch
 from torch.nn import functional as F
 
 import fedcl
-from fedcl.assembly import build_site
-from fedcl.config import Experiment
 from fedcl.core.params import subtract
-from fedcl.core.stream import Stream
-from tests.tiny import CNN, distance, first_parameters, same, scenario, tiny, trace, watched
+from tests.tiny import (
+    CNN,
+    distance,
+    first_parameters,
+    same,
+    scenario,
+    stream_of,
+    tiny,
+    trace,
+    watched,
+)
 
 JOINT = {"name": "joint"}
 THREE = {"stream.tasks": 3, "training.cohort": 0}
-
-
-def stream_of(experiment: Experiment) -> Stream:
-    stream = build_site(experiment).population.stream  # type: ignore[attr-defined]
-    assert isinstance(stream, Stream)
-    return stream
 
 
 @pytest.mark.parametrize("engine", ["serial", "vectorized"])

@@ -1,0 +1,59 @@
+"""What the conformance tests share: the tiny experiment with each method by its name alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal
+
+import pytest
+
+import fedcl
+from fedcl.config import Experiment, available, find
+from fedcl.core.errors import ConfigError, ExposureError
+from fedcl.core.method import Method
+from fedcl.record import Record
+from tests.tiny import (
+    Watching,
+    tiny,
+    watched,
+)
+
+METHODS = available("methods")
+
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def of(name: str, changes: Mapping[str, Any] | None = None, **tables: Any) -> Experiment:
+    """Returns the tiny experiment with a method by its name alone, and public data if it asks."""
+    public = {"stream.public": 0.1} if cls(name).needs_public else {}
+    return tiny({**(changes or {}), **public}, method={"name": name}, **tables)
+
+
+def cls(name: str) -> type[Method[Any]]:
+    """Returns the class of a method."""
+    found = find("methods", name)
+    assert issubclass(found, Method)
+    return found
+
+
+def run_or_refused(name: str, changes: Mapping[str, Any], **tables: Any) -> Record | None:
+    """Runs the tiny experiment; a method may refuse it, if it says so by its name."""
+    try:
+        return fedcl.run(of(name, changes, **tables))
+    except (ConfigError, ExposureError) as error:
+        assert name in str(error)
+        return None
+
+
+@cache
+def plain(name: str, engine: Literal["serial", "vectorized"] = "serial") -> Record:
+    """Returns a run of the tiny experiment."""
+    return fedcl.run(of(name, engine={"name": engine}))
+
+
+@cache
+def seen(name: str) -> tuple[Record, Watching]:
+    """Returns a run of the tiny experiment, and what its door asked."""
+    return watched(of(name))
