@@ -182,9 +182,11 @@ def report(
         return
     page = write_comparison(runs, out)
     rows = comparison_table(runs)
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values())
+    # One column a configuration: a terminal has room for few columns and many lines.
+    heading, *names = rows[0]
+    table = Table(heading, *(row[heading] for row in rows))
+    for name in names:
+        table.add_row(name, *(row[name] for row in rows))
     out_console.print(table)
     out_console.print(str(page), markup=False, soft_wrap=True)
 

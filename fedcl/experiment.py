@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +279,11 @@ class _Loop:
 
     def _info(self, stage: int) -> Any:
         if getattr(self, "_known", (None, None))[0] != stage:
-            self._known = (stage, settle(self.stream.info(stage), self.site.device))
+            info = self.stream.info(stage)
+            if info.public is not None:
+                dtype = next(self.site.model.parameters()).dtype
+                info = replace(info, public=replace(info.public, x=info.public.x.to(dtype)))
+            self._known = (stage, settle(info, self.site.device))
         return self._known[1]
 
     def _evaluate(self, state: Any, stage: int, at_end: bool, untrained: bool = False) -> None:

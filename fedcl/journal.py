@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from fedcl import __version__
 from fedcl.config import Experiment
 from fedcl.core import wire
-from fedcl.core.errors import ResumeError
+from fedcl.core.errors import ConfigError, ResumeError
 from fedcl.core.exchange import Exchange
 from fedcl.core.population import Memories
 from fedcl.core.tree import settle
@@ -50,23 +51,49 @@ def opened(
     new = not folder.exists()
     open_folder(folder, resume)
     empty = not any(folder.iterdir())
-    store = None
-    try:
-        store = Store(folder / "checkpoint")
-        check_same(store, resolved, __version__)
-        write_text(folder / "config.toml", toml)
-        yield store
-    except Exception:
-        if empty and (store is None or store.saved() is None):
+    with _alone(folder):
+        store = None
+        try:
+            store = Store(folder / "checkpoint")
+            check_same(store, resolved, __version__)
+            write_text(folder / "config.toml", toml)
+            yield store
+        except Exception:
+            if empty and (store is None or store.saved() is None):
+                if store is not None:
+                    store.close()
+                shutil.rmtree(folder)
+                if not new:
+                    folder.mkdir()
+            raise
+        finally:
             if store is not None:
                 store.close()
-            shutil.rmtree(folder)
-            if not new:
-                folder.mkdir()
-        raise
-    finally:
-        if store is not None:
-            store.close()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a run's folder against other processes; one that is killed lets go of it."""
+    path = folder / "checkpoint" / "lock"
+    with ExitStack() as held:
+        # Where there can be no lock, the checkpoint says what is wrong, if anything is.
+        with suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            _lock(held.enter_context(path.open("w")), folder)
+        yield
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"folder {folder} is in use by another run that goes on: wait for it, or name "
+                "another --out"
+            ) from error
 
 
 @dataclass

@@ -110,3 +110,23 @@ def test_head_owners_book_what_they_send() -> None:
     record = fedcl.run(parse({**one, "training": {"rounds": 1}, "evaluation": {"every": 1}}))
     # 4 flags of 4 bytes from each of 5 clients in each of 2 rounds.
     assert record.summary["bytes_by_payload"]["up"]["owners"] == 4 * 4 * 5 * 2
+
+
+def test_public_data_come_in_the_type_of_the_model() -> None:
+    """A method multiplies them with parameters, whatever `training.dtype` is."""
+
+    @dataclass(frozen=True)
+    class Look(Method[State]):
+        def init(self, params: Params) -> State:
+            return State(params)
+
+        def round(self, state: State, fed: Federation) -> State:
+            assert fed.task.public is not None
+            assert fed.task.public.x.dtype == torch.float64
+            assert fed.net(state.params)(fed.task.public.x).shape == (len(fed.task.public), 4)
+            return replace(state, heard=(float(fed.seed("draw")), float(fed.attempt)))
+
+    stream = {**TINY["stream"], "public": 0.2}  # type: ignore[dict-item]
+    training = {"rounds": 1, "dtype": "float64"}
+    experiment = parse({**TINY, "stream": stream, "training": training})
+    fedcl.run(replace(experiment, method=Look()))

@@ -261,7 +261,6 @@ def test_ray_equals_its_inner_engine_to_the_bit(
 ) -> None:
     """Ten fold blocks for two workers, more than wait at each; memories travel both ways."""
     changes = {**HARD, "stream.clients": 10, "training.cohort": 0, "training.fold": 1}
-    changes["training.dtype"] = "float32"
     for method in ("fedavg", "replay"):
         tables: dict[str, Any] = {"method": {"name": method}, "model": DEEP}
         plain = fedcl.run(on(inner, changes, **tables))

@@ -11,6 +11,7 @@ import pytest
 import fedcl
 from fedcl.config import Experiment
 from fedcl.core.errors import ConfigError, ResumeError
+from fedcl.experiment import Progress
 from tests.tiny import (
     Interrupted,
     assert_same_folders,
@@ -91,6 +92,23 @@ def test_a_folder_in_use_is_refused(stopped: Path) -> None:
     with pytest.raises(ConfigError, match=r"is not empty: add --resume"):
         fedcl.run(tiny(), stopped)
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_in_which_a_run_goes_on_is_refused(tmp_path: Path) -> None:
+    """Two that write one checkpoint would leave every row twice."""
+    experiment = tiny({"training.rounds": 4})
+    refused: list[str] = []
+
+    def meddle(now: Progress) -> None:
+        if now.done == 3:
+            with pytest.raises(ConfigError, match="in use by another run") as caught:
+                fedcl.run(experiment, tmp_path / "run", resume=True)
+            refused.append(str(caught.value))
+
+    fedcl.run(experiment, tmp_path / "run", watch=meddle)
+    assert len(refused) == 1
+    assert_same_folders(tmp_path / "run", whole(experiment, tmp_path / "whole"))
+    assert resumed_rounds(experiment, tmp_path / "run") == []
 
 
 def test_another_config_is_refused_by_the_name_of_the_difference(stopped: Path) -> None:

@@ -12,59 +12,22 @@ import torch
 from torch import nn
 
 from fedcl.core import local as parts
-from fedcl.core.aggregation import Aggregation, aggregate
-from fedcl.core.channel import Aggregate, Channel, hides_replies
+from fedcl.core.aggregation import aggregate
+from fedcl.core.channel import Aggregate, hides_replies
 from fedcl.core.client import Each, Program, Reply
-from fedcl.core.engine import BlockResult, Engine, Position, Request, program_name
+from fedcl.core.door import Door as Door
+from fedcl.core.door import TooFewReplies as TooFewReplies
+from fedcl.core.engine import BlockResult, Position, Request, program_name
 from fedcl.core.errors import ConfigError, ExposureError
-from fedcl.core.exchange import Audit as Audit
 from fedcl.core.exchange import Exchange as Exchange
 from fedcl.core.exchange import check_blocks
 from fedcl.core.local import Local, Loss, Penalty
 from fedcl.core.model import Net
 from fedcl.core.params import Params
-from fedcl.core.population import Memories
 from fedcl.core.seeds import numpy_generator, seed_of
 from fedcl.core.task import TaskInfo
 from fedcl.core.tree import bytes_by_kind, settle
-from fedcl.core.wire import Vocabulary, check
-
-
-class TooFewReplies(Exception):
-    """Fewer clients answered than `training.minimum`: the round is skipped or repeated."""
-
-
-@dataclass
-class Door:
-    """What stays the same behind the door for the whole run.
-
-    Attributes:
-        engine: Runs the clients.
-        aggregation: How replies become one.
-        channel: Transforms on the wire.
-        channel_state: State of the channel's server half, one value a step.
-        memories: The clients' memories.
-        words: What a program and a message may name.
-        seed: Seed of the experiment.
-        minimum: Replies that a round needs.
-        availability: Chance that a client that is asked answers.
-        audits: Watchers.
-        committed: Stage and round where a resumed run would start now.
-        exchanges: Exchanges of the present round, not yet recorded.
-    """
-
-    engine: Engine
-    aggregation: Aggregation
-    channel: Channel
-    channel_state: list[Any]
-    memories: Memories
-    words: Vocabulary
-    seed: int
-    minimum: int = 1
-    availability: float = 1.0
-    audits: Sequence[Audit] = ()
-    committed: tuple[int, int] = (0, 0)
-    exchanges: list[Exchange] = field(default_factory=list)
+from fedcl.core.wire import check
 
 
 @dataclass(frozen=True)
@@ -115,7 +78,8 @@ class Federation:
 
     def seed(self, purpose: str) -> int:
         """Returns a seed for a random draw of the server in this round."""
-        return seed_of(self._door.seed, self.task.index, self.round, "server", purpose)
+        again = (self.attempt,) if self.attempt else ()
+        return seed_of(self._door.seed, self.task.index, self.round, *again, "server", purpose)
 
     def aggregate(
         self, program: Program[Any] | Local, message: Any, clients: Sequence[int] | None = None

@@ -43,7 +43,7 @@ def server_step(
         change: Mean change of the cohort.
         moments: What the optimizer remembers.
         kind: `mean` adds the change times `lr`; `momentum` is FedAvgM; `adam` is FedAdam (without
-            bias correction, as in the paper's Algorithm 2).
+            bias correction, as in the paper's Algorithm 2; its second moment starts at 0).
         lr: Server learning rate.
         momentum: Decay of the first moment.
         second: Decay of the second moment.

@@ -74,7 +74,9 @@ def input_statistics(
             x = append_one(client.model, name, x.double()) if biases else x.double()
             rest = residual(x, basis.get(name))
             norms[name] += torch.stack([x.square().sum(), rest.square().sum()]).cpu()
-            other = rest if sketch is None else sketch.draw(*rest.shape, generator).to(rest.device)
+            other = rest
+            if sketch is not None:
+                other = sketch.draw(len(rest), rest.shape[1], generator).to(rest.device)
             found[name] = found[name] + rest.T @ other if name in found else rest.T @ other
     tensors = {}
     for name, value in found.items():

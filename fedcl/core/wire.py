@@ -49,6 +49,7 @@ def vocabulary(method: Any = None, *modules: ModuleType) -> Vocabulary:
             if (
                 inspect.isclass(value)
                 and is_dataclass(value)
+                and value.__dataclass_params__.frozen  # type: ignore[attr-defined]
                 and value.__module__ == place.__name__
             ):
                 classes[_name(value)] = value

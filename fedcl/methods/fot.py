@@ -49,6 +49,14 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class LocalModel:
+    """What a client keeps from the last round for the statistics: its model, and of which stage."""
+
+    params: Params
+    stage: Tensor
+
+
+@dataclass(frozen=True)
 class FOT(Method[State]):
     """Clients train as in FedAvg; the server projects its final step.
 
@@ -149,9 +157,9 @@ class FOT(Method[State]):
 
     # Client half.
 
-    def keep_params(self, client: Client, message: Model, params: Params) -> Params:
+    def keep_params(self, client: Client, message: Model, params: Params) -> LocalModel:
         """Keeps the local model for the statistics that follow the last round."""
-        return params
+        return LocalModel(params, client.task.index)
 
     def gram(self, client: Client, message: Inputs) -> Reply:
         """Sends, for each layer, the Gram matrix of the inputs' residual, packed."""
@@ -162,12 +170,14 @@ class FOT(Method[State]):
         return self._statistics(client, message, Sketch(self.sketch_columns, self.sketch_noise))
 
     def _statistics(self, client: Client, message: Inputs, sketch: Sketch | None) -> Reply:
-        params = message.params or client.state
+        params, own = message.params, client.state
+        if not params and own is not None and torch.equal(own.stage, client.task.index):
+            params = own.params
         if not params:
-            raise ValueError(
-                "it has no local model, as it missed the last round; "
-                'use statistics_model = "global"'
-            )
+            # It missed the last round and has nothing to add: no examples give zeros.
+            params = dict(client.model.named_parameters())
+            nothing = torch.zeros(0, dtype=torch.int64, device=client.data.y.device)
+            client = replace(client, data=client.data.take(nothing))
         tensors = input_statistics(
             client, params, message.basis, message.layers, self.biases, sketch
         )

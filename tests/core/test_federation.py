@@ -230,6 +230,12 @@ def test_nobody_is_asked_twice() -> None:
     assert door.exchanges[0].asked == door.exchanges[0].answered == (1, 3)
 
 
+def test_clients_are_asked_in_the_order_of_their_ids() -> None:
+    fed, door = federation(availability=1e-12, minimum=0)
+    fed.aggregate(PROBE.ids, Ask(), clients=(64, 8, 1, 32))
+    assert door.exchanges[0].asked == (1, 8, 32, 64)
+
+
 @pytest.mark.parametrize("fold", [1, 2, 3, 16])
 @pytest.mark.parametrize("engine", [Serial, Vectorized])
 def test_local_training_equals_training_each_client_by_hand(fold: int, engine: Any) -> None:

@@ -63,8 +63,11 @@ def test_energy_step_raises_what_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("energy", [0.9, 0.99999])
 def test_nothing_new_adds_nothing(energy: float, rule: str, dtype: str, tmp_path: Path) -> None:
     """Inputs inside the old span add no direction, not even by the rule that takes at least one."""
-    folder = crafted(tmp_path, [[3.0, 2.9, 2.8], [0.5, 1.0, 5.0]])
-    experiment = linear(folder, clients=2, energy=energy, eps_rule=rule, dtype=dtype)
+    generator = np.random.default_rng(0)
+    space = np.linalg.qr(generator.normal(size=(16, 16)))[0][:3]
+    x = [np.tile(space, (4, 1)), generator.normal(size=(12, 3)) @ space]
+    write_domains(tmp_path, [part.astype(np.float32) for part in x])
+    experiment = linear(tmp_path, clients=2, energy=energy, eps_rule=rule, dtype=dtype)
     assert ranks(experiment, tmp_path / "run") == [3, 3]
 
 

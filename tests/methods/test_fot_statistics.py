@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core.client import Client
+from fedcl.core.params import Params
 from fedcl.core.subspace import unpack
 from fedcl.core.task import ClientTask, Examples
 from fedcl.methods.fot import FOT, Inputs
@@ -27,6 +29,7 @@ from tests.fot_tools import (
 )
 from tests.tiny import (
     CNN,
+    Watching,
     angles,
     first_parameters,
     stream_of,
@@ -182,30 +185,84 @@ def test_statistics_of_members_or_of_the_cohort() -> None:
         assert all(len(ids) == 3 for ids in last)
 
 
+def local_inputs(
+    experiment: Experiment, watching: Watching
+) -> list[tuple[dict[str, Tensor] | None, set[int]]]:
+    """Returns, for each stage, the layers' inputs behind its statistics, and whose they are.
+
+    Each client's inputs go through the model that it kept in the stage's last round.
+    """
+    found: list[tuple[dict[str, Tensor] | None, set[int]]] = []
+    trained: dict[int, Params] = {}
+    results = iter(watching.results)
+    for request, ids in watching.requests:
+        memories: dict[int, Any] = {}
+        for _ in range(-(-len(ids) // experiment.training.fold)):
+            memories |= dict(next(results).memories)
+        if request.name == "train":
+            if request.position.round == experiment.training.rounds - 1:
+                trained = {i: memory.params for i, memory in memories.items()}
+            continue
+        if not ids:  # nobody answered: the question is repeated
+            continue
+        # After the statistics a local model is forgotten again.
+        assert all(memories[i] is None for i in set(ids) & set(trained))
+        behind = sorted(set(ids) & set(trained))
+        parts = [
+            mlp_inputs(trained[i], pooled(experiment, request.position.stage, [i])) for i in behind
+        ]
+        inputs = {n: torch.cat([part[n] for part in parts]) for n in parts[0]} if parts else None
+        found.append((inputs, set(behind)))
+        trained = {}
+    return found
+
+
+LOCAL = {
+    "name": "fot",
+    "statistics_model": "local",
+    "statistics_clients": "cohort",
+    "energy": 0.8,
+}
+
+
 @pytest.mark.parametrize("engine", ["serial", "vectorized"])
 def test_statistics_of_the_local_models(engine: str, tmp_path: Path) -> None:
     """The basis is that of the cohort's inputs, each through its own model after the last round."""
-    options = {"statistics_model": "local", "statistics_clients": "cohort", "energy": 0.8}
-    method = {"name": "fot", **options}
-    experiment = tiny(DOUBLE, method=method, model=MLP, engine={"name": engine})
+    experiment = tiny(DOUBLE, method=LOCAL, model=MLP, engine={"name": engine})
     _, states = trace(experiment, tmp_path / "run")
-    _, watching = watched(experiment)
-    memories: dict[int, Any] = {}
-    kept = [result for result in watching.results if result.memories]
-    for result in kept[:2]:  # a cohort of three in fold blocks of two
-        memories |= dict(result.memories)
-    assert len(memories) == 3
-    inputs = {i: mlp_inputs(params, pooled(experiment, 0, [i])) for i, params in memories.items()}
-    stacked = {
-        name: torch.cat([inputs[i][name] for i in sorted(inputs)]) for name in states[1].basis
-    }
-    for name, x in stacked.items():
+    (inputs, behind), _ = local_inputs(experiment, watched(experiment)[1])
+    assert inputs is not None and len(behind) == 3
+    for name, x in inputs.items():
         slow, _ = slow_basis(x, None, 0.8)
         assert angles(states[1].basis[name], slow) < 1e-6, name
-    common = mlp_inputs(states[1].params, pooled(experiment, 0, sorted(inputs)))
-    x, k = common["head.weight"], states[1].basis["head.weight"].shape[1]
-    vectors = torch.linalg.svd(x, full_matrices=False).Vh[:k].T
-    assert angles(states[1].basis["head.weight"], vectors) > 1e-4, "it must not be the global model"
-    # After the statistics the local models are forgotten again.
-    forgotten = [r.memories for r in watching.results if r.memories and None in r.memories.values()]
-    assert {i for memory in forgotten for i in memory} >= set(memories)
+    x = mlp_inputs(states[1].params, pooled(experiment, 0, sorted(behind)))["head.weight"]
+    basis = states[1].basis["head.weight"]
+    common = torch.linalg.svd(x, full_matrices=False).Vh[: basis.shape[1]].T
+    assert angles(basis, common) > 1e-4, "it must not be the global model"
+
+
+@pytest.mark.parametrize("seed", [0, 3])  # with seed 3 an old model meets a later stage
+def test_who_missed_the_last_round_adds_nothing_to_local_statistics(
+    seed: int, tmp_path: Path
+) -> None:
+    """Nor does a model kept from an earlier stage, whose statistics the client missed."""
+    changes = {**DOUBLE, "seed": seed, "stream.tasks": 4, "training.availability": 0.6}
+    experiment = tiny(changes, method=LOCAL, model=MLP)
+    _, states = trace(experiment, tmp_path / "run")
+    found = local_inputs(experiment, watched(experiment)[1])
+    assert min(len(behind) for _, behind in found) < 3
+    old: dict[str, Tensor] = {}
+    for state, (inputs, _) in zip(states[1::2], found, strict=True):
+        for name, basis in state.basis.items():
+            if inputs is None:
+                assert torch.equal(basis, old.get(name, basis[:, :0]))
+            else:
+                slow, _ = slow_basis(inputs[name], old.get(name), 0.8)
+                assert angles(basis, slow) < 1e-6
+        old = dict(state.basis)
+
+
+def test_a_convolution_of_no_examples_has_zero_statistics() -> None:
+    changes = {"training.availability": 0.5}
+    for options in ({}, {"gpse": "sketch", "biases": True}):
+        fedcl.run(tiny(changes, method={**LOCAL, **options}, model=CNN))

@@ -112,6 +112,20 @@ def test_a_small_turn_moves_the_right_edge_up() -> None:
     assert (int(row), int(column)) == (6, 17)
 
 
+@pytest.mark.parametrize("degrees", [17.0, 45.0, 130.0, -60.0])
+def test_slopes_are_turned_exactly(degrees: float) -> None:
+    """Linear interpolation has no error on 2 r + 3 c, so that the turned image is known."""
+    row, column = np.meshgrid(np.arange(15.0), np.arange(15.0), indexing="ij")
+    image = (2 * row + 3 * column).astype(np.float32)[None, None]
+    down, right = row - 7, column - 7
+    sine, cosine = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
+    # What lands here came from the place that lies as far back, clockwise.
+    expected = 2 * (7 + cosine * down + sine * right) + 3 * (7 + cosine * right - sine * down)
+    inside = down**2 + right**2 < 36
+    turned = Rotate(degrees)(image)[0, 0]
+    assert np.allclose(turned[inside], expected[inside], atol=1e-4)
+
+
 def test_turned_images_stay_in_range_and_are_empty_outside() -> None:
     turned = Rotate(45.0)(np.ones((2, 3, 9, 9), dtype=np.float32))
     assert turned.shape == (2, 3, 9, 9)

@@ -210,6 +210,20 @@ def test_shards_that_are_classes_give_whole_classes() -> None:
     assert sorted(mix.flatten().tolist()) == [0] * 40 + [100] * 10
 
 
+def test_a_clients_shards_are_drawn_at_random() -> None:
+    """Each of 20 clients draws 2 of 40 shards of 10 labels: the same label twice in 3 of 39."""
+    labels = np.arange(400) % 10
+    twice = apart = 0
+    for seed in range(50):
+        for share in divide(Shards(2), labels, 20, seed):
+            held = np.unique(labels[share])
+            twice += len(held) == 1
+            apart += len(held) == 2 and held[1] - held[0] > 1
+    # Of 1000 clients: 77, and 72 of 90 of the others, as so many pairs of labels are no neighbours.
+    assert abs(twice - 77) < 36
+    assert abs(apart - 738) < 60
+
+
 def test_rows_of_one_label_are_shuffled_before_they_are_cut() -> None:
     labels = np.zeros(400, dtype=np.int64)
     shares = divide(Shards(1), labels, 4)

@@ -1,0 +1,51 @@
+"""What stands behind the door between server and clients for a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedcl.core.aggregation import Aggregation
+from fedcl.core.channel import Channel
+from fedcl.core.engine import Engine
+from fedcl.core.exchange import Audit, Exchange
+from fedcl.core.population import Memories
+from fedcl.core.wire import Vocabulary
+
+
+class TooFewReplies(Exception):
+    """Fewer clients answered than `training.minimum`: the round is skipped or repeated."""
+
+
+@dataclass
+class Door:
+    """What stays the same behind the door for the whole run.
+
+    Attributes:
+        engine: Runs the clients.
+        aggregation: How replies become one.
+        channel: Transforms on the wire.
+        channel_state: State of the channel's server half, one value a step.
+        memories: The clients' memories.
+        words: What a program and a message may name.
+        seed: Seed of the experiment.
+        minimum: Replies that a round needs.
+        availability: Chance that a client that is asked answers.
+        audits: Watchers.
+        committed: Stage and round where a resumed run would start now.
+        exchanges: Exchanges of the present round, not yet recorded.
+    """
+
+    engine: Engine
+    aggregation: Aggregation
+    channel: Channel
+    channel_state: list[Any]
+    memories: Memories
+    words: Vocabulary
+    seed: int
+    minimum: int = 1
+    availability: float = 1.0
+    audits: Sequence[Audit] = ()
+    committed: tuple[int, int] = (0, 0)
+    exchanges: list[Exchange] = field(default_factory=list)
