@@ -220,8 +220,7 @@ class _Loop:
         training = self.experiment.training
         again = (attempt,) if attempt else ()
         seed = seed_of(self.experiment.seed, "cohort", stage, number, *again)
-        turn = stage * training.rounds + number
-        members = self.stream.members(stage)
+        members, turn = self.stream.members(stage), stage * training.rounds + number
         return sample(members, training.cohort, training.sampling, seed, turn)
 
     def _step(
@@ -234,10 +233,9 @@ class _Loop:
         cohort: tuple[int, ...],
         done: list[Exchange],
     ) -> tuple[Any, tuple[int, ...]]:
-        """Runs one moment of a method; a round with too few replies is skipped or repeated.
+        """Runs one moment of a method, skipped or repeated with too few replies.
 
-        Returns:
-            The next state, and the cohort that was asked in the end.
+        Returns the next state, and the cohort that was asked in the end.
         """
         training = self.experiment.training
         moment = number in (-1, training.rounds)
