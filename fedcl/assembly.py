@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from fedcl.config import Experiment
-from fedcl.core.engine import Site
 from fedcl.core.errors import ConfigError
 from fedcl.core.model import check_model
 from fedcl.core.population import Simulated
 from fedcl.core.seeds import seed_of
+from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from fedcl.config import Experiment
-from fedcl.core.engine import Site
 from fedcl.core.evaluate import Answers, answer
 from fedcl.core.method import Method
 from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.core.population import Memories
+from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 from fedcl.core.task import Examples, class_mask
 from fedcl.core.tree import settle

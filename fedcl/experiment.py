@@ -13,12 +13,12 @@ import torch
 from fedcl.assembly import build_site, check_minimum
 from fedcl.assessment import assess
 from fedcl.config import Experiment
-from fedcl.core.engine import Site
 from fedcl.core.errors import FedclError
 from fedcl.core.federation import Door, Exchange, Federation, TooFewReplies
 from fedcl.core.params import copy
 from fedcl.core.population import sample
 from fedcl.core.seeds import seed_of
+from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
 from fedcl.journal import Journal, opened

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
-from fedcl.core.engine import BlockResult, Engine, Request, Site
+from fedcl.core.engine import BlockResult, Engine, Request
 from fedcl.core.population import Memories
+from fedcl.core.site import Site
 from fedcl.engines.ray import Ray
 
 

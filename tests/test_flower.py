@@ -16,8 +16,8 @@ import fedcl
 from fedcl.config import Experiment, available, find, parse
 from fedcl.core import wire
 from fedcl.core.client import Kept
-from fedcl.core.engine import Site
 from fedcl.core.errors import ClientError, ConfigError, FedclError, ResumeError
+from fedcl.core.site import Site
 from fedcl.flower import simulation
 from fedcl.flower.client_app import enter
 from fedcl.flower.memories import ClientMemory

@@ -11,8 +11,9 @@ import pytest
 
 import fedcl
 from fedcl.config import Experiment
-from fedcl.core.engine import BlockResult, Engine, Request, Site
+from fedcl.core.engine import BlockResult, Engine, Request
 from fedcl.core.population import Memories
+from fedcl.core.site import Site
 from tests.ray_house import RayHouse
 from tests.tiny import (
     EXACT_FILES,

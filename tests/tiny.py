@@ -17,9 +17,10 @@ import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment, override, parse
 from fedcl.core import wire
-from fedcl.core.engine import BlockResult, Engine, Request, Site
+from fedcl.core.engine import BlockResult, Engine, Request
 from fedcl.core.params import Params
 from fedcl.core.population import Memories
+from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 from fedcl.record import Record, Store
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from fedcl.core.engine import BlockResult, Engine, Request, Site
+from fedcl.core.engine import BlockResult, Engine, Request
 from fedcl.core.population import Memories
+from fedcl.core.site import Site
 from fedcl.engines.serial import Serial
 from fedcl.engines.vectorized import Vectorized
 

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import torch
 
-from fedcl.core.engine import BlockResult, Request, Site
+from fedcl.core.engine import BlockResult, Request
 from fedcl.core.errors import ClientError, ConfigError
 from fedcl.core.population import Memories
+from fedcl.core.site import Site
 from fedcl.core.tree import move
 
 __all__ = ["Ray"]

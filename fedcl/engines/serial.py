@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedcl.core.engine import BlockResult, Request, Site
+from fedcl.core.engine import BlockResult, Request
 from fedcl.core.population import Memories
+from fedcl.core.site import Site
 
 __all__ = ["Serial"]
 

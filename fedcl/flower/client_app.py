@@ -24,8 +24,8 @@ from fedcl.assembly import build_site
 from fedcl.config import load_config
 from fedcl.core import wire
 from fedcl.core.client import Unchanged
-from fedcl.core.engine import Site
 from fedcl.core.errors import ClientError, ConfigError, FedclError
+from fedcl.core.site import Site
 from fedcl.core.tree import settle
 from fedcl.flower import messages
 from fedcl.flower.memories import ClientMemory

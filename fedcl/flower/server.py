@@ -12,9 +12,10 @@ from flwr.common.constant import ErrorCode
 
 from fedcl.core import wire
 from fedcl.core.client import Each, Kept, Unchanged
-from fedcl.core.engine import Answer, BlockResult, Request, Site, failure
+from fedcl.core.engine import Answer, BlockResult, Request, failure
 from fedcl.core.errors import ConfigError, ExposureError, FedclError, ResumeError
 from fedcl.core.population import Memories
+from fedcl.core.site import Site
 from fedcl.core.tree import settle
 from fedcl.flower import messages
 from fedcl.flower.post import WINDOW, Post

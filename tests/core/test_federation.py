@@ -13,7 +13,7 @@ from fedcl.aggregations.mean import Mean
 from fedcl.channels.secure_aggregation import SecureAggregation
 from fedcl.core.channel import Aggregate, Transform
 from fedcl.core.client import Client, Model, Reply, Unchanged
-from fedcl.core.engine import Engine, Position, Site
+from fedcl.core.engine import Engine, Position
 from fedcl.core.errors import ClientError, ConfigError, ExposureError
 from fedcl.core.exchange import Exchange
 from fedcl.core.federation import Door, Federation, TooFewReplies
@@ -24,6 +24,7 @@ from fedcl.core.population import Memories, Simulated
 from fedcl.core.scenario import Task
 from fedcl.core.seeds import seed_of
 from fedcl.core.sgd import train_one
+from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 from fedcl.core.wire import vocabulary
 from fedcl.engines.serial import Serial

@@ -1,0 +1,179 @@
+"""Where clients run: a site answers for single clients and gathers the answers of a block."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedcl.core.channel import Channel, fold
+from fedcl.core.client import Client, Each, Reply, Unchanged
+from fedcl.core.engine import Answer, BlockResult, Request, failure
+from fedcl.core.local import Local, Trainer
+from fedcl.core.params import not_finite
+from fedcl.core.population import Population
+from fedcl.core.seeds import seed_of
+from fedcl.core.tree import settle
+
+
+@dataclass(frozen=True)
+class Site:
+    """All that is needed where clients run.
+
+    Attributes:
+        population: Builds clients where their data lie.
+        model: The architecture.
+        trainer: How one client trains.
+        channel: Transforms of replies.
+        seed: Seed of the experiment.
+        fold: Clients in a fold block: sums are made block by block, whatever the engine.
+        equal: Whether all replies weigh the same.
+        device: Where clients compute.
+    """
+
+    population: Population
+    model: nn.Module
+    trainer: Trainer
+    channel: Channel
+    seed: int
+    fold: int
+    equal: bool
+    device: torch.device
+
+    def blocks(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
+        """Returns the ids cut into fold blocks."""
+        return [tuple(ids[start : start + self.fold]) for start in range(0, len(ids), self.fold)]
+
+    def clients(
+        self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]
+    ) -> list[Client]:
+        """Builds the clients of a block for one exchange."""
+        at = request.position
+        # A repeated round draws anew; a first attempt has the seed of a run that was never
+        # repeated.
+        again = (at.attempt,) if at.attempt else ()
+        return [
+            self.population.client(
+                id,
+                at.stage,
+                self.model,
+                memories.get(id),
+                seed_of(self.seed, at.stage, at.round, at.exchange, *again, id),
+            )
+            for id in ids
+        ]
+
+    def loop(
+        self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]
+    ) -> BlockResult:
+        """Runs the clients of a block one after the other: the reference."""
+        message = settle(request.message, self.device)
+        answers = [self.answer(request, id, memories.get(id), message) for id in ids]
+        return self.gather(request, answers)
+
+    def batch(
+        self, request: Request, ids: Sequence[int], memories: Mapping[int, Any], size: int
+    ) -> BlockResult:
+        """Trains the clients of a block as computations of `size`; other programs run in a loop."""
+        if not isinstance(request.program, Local) or isinstance(request.message, Each):
+            return self.loop(request, ids, memories)
+        message = settle(request.message, self.device)
+        answers: list[Answer] = []
+        for start in range(0, len(ids), size):
+            chunk = self.clients(request, ids[start : start + size], memories)
+            try:
+                replies = self.trainer.block(request.program, chunk, message)
+            except Exception as error:
+                reason = f"{error} (in its block)"
+                raise failure(request, chunk[0].id, reason) from error
+            answers.extend(map(self._send, chunk, replies))
+        return self.gather(request, answers)
+
+    def answer(self, request: Request, id: int, memory: Any, message: Any) -> Answer:
+        """Runs one client and the channel's `upload` steps: all that happens where it lives.
+
+        Args:
+            request: What is asked.
+            id: The client.
+            memory: What it remembers, or None.
+            message: The request's message, settled on the site's device.
+
+        Raises:
+            ClientError: Its program failed.
+        """
+        client = self.clients(request, (id,), {id: memory})[0]
+        if isinstance(message, Each):
+            message = message.messages[id]
+        program = (
+            self.trainer(request.program) if isinstance(request.program, Local) else request.program
+        )
+        try:
+            reply = program(client, message)
+        except Exception as error:
+            raise failure(request, id, str(error) or repr(error)) from error
+        return self._send(client, reply)
+
+    def _send(self, client: Client, reply: Reply) -> Answer:
+        memory = reply.state
+        if memory is client.state or isinstance(memory, Unchanged):
+            memory = Unchanged()
+        else:
+            memory = settle(memory, torch.device("cpu"))
+        for step in self.channel:
+            reply = step.upload(reply, client)
+        tensors = settle(dict(reply.tensors), self.device)
+        return Answer(client.id, replace(reply, tensors=tensors, state=Unchanged()), memory)
+
+    def gather(self, request: Request, answers: Sequence[Answer]) -> BlockResult:
+        """Checks, books and folds what the clients of a block sent: the server's side.
+
+        Args:
+            request: What was asked.
+            answers: The clients' answers, in the order of their ids, tensors on the site's device.
+
+        Raises:
+            ClientError: A reply differs from the others in its form, or holds NaN or infinity.
+        """
+        uploaded: Counter[str] = Counter()
+        kind = "model" if isinstance(request.program, Local) else request.name
+        replies = [answer.reply for answer in answers]
+        for reply in replies:
+            for name, value in reply.tensors.items():
+                uploaded[name.split("/")[0] if "/" in name else kind] += (
+                    value.numel() * value.element_size()
+                )
+            uploaded["metrics"] += 8 * (1 + len(reply.metrics))
+        self._check(request, answers)
+        return BlockResult(
+            ids=tuple(answer.id for answer in answers),
+            total=None if request.reveal else fold(replies, self.equal),
+            replies=tuple(replies) if request.reveal else None,
+            memories={a.id: a.memory for a in answers if not isinstance(a.memory, Unchanged)},
+            uploaded=dict(uploaded),
+            steps=sum(reply.steps for reply in replies),
+            examples=sum(reply.examples for reply in replies),
+        )
+
+    def _check(self, request: Request, answers: Sequence[Answer]) -> None:
+        first = _form(answers[0].reply) if answers else {}
+        for answer in answers:
+            if _form(answer.reply) != first:
+                reason = (
+                    f"its reply differs in names, shapes or types from client {answers[0].id}'s"
+                )
+                raise failure(request, answer.id, reason)
+            bad = not_finite(answer.reply.tensors)
+            if bad is not None:
+                reason = (
+                    f"its reply {bad!r} holds NaN or infinity; training diverged: "
+                    "lower training.local.lr"
+                )
+                raise failure(request, answer.id, reason)
+
+
+def _form(reply: Reply) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (value.shape, value.dtype) for name, value in reply.tensors.items()}
