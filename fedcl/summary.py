@@ -33,7 +33,7 @@ def summarise(
         record: Its finished tables.
         joint: Accuracies a*_j of a reference run, or None.
     """
-    split = "test" if "test" in experiment.evaluation.splits else experiment.evaluation.splits[0]
+    split = main_split(experiment)
     rows = [
         row for row in record.evaluations if row["metric"] == "accuracy" and row["split"] == split
     ]
@@ -192,6 +192,12 @@ def _plain(**values: Any) -> dict[str, Any]:
     return {key: clean(value) for key, value in values.items()}
 
 
+def main_split(experiment: Experiment) -> str:
+    """Returns the split that a summary speaks of: `test` when it is evaluated."""
+    splits = experiment.evaluation.splits
+    return "test" if "test" in splits else splits[0]
+
+
 def privacy_rows(costs: Sequence[Row]) -> list[Row]:
     """Returns one row for each payload that left the clients: nothing protects any of them yet."""
     payloads = sorted({row["payload"] for row in costs if row["direction"] == "up"})
@@ -244,9 +250,10 @@ def read_reference(folder: str, experiment: Experiment, stream: Stream) -> list[
         matrix = found["accuracy_matrix"]
         if found["method"] != "joint" or matrix is None:
             raise ValueError(f"it is a run of {found['method']!r}")
-        for key in ("dataset", "stream"):
-            if found[key] != experiment.names[key]:
-                raise ValueError(f"its {key} is {found[key]!r}, not {experiment.names[key]!r}")
+        own = {**experiment.names, "split": main_split(experiment)}
+        for key in ("dataset", "stream", "split"):
+            if found[key] != own[key]:
+                raise ValueError(f"its {key} is {found[key]!r}, not {own[key]!r}")
         if len(matrix) != len(stream.tasks):
             raise ValueError(f"it has {len(matrix)} tasks, not {len(stream.tasks)}")
         return [float(matrix[j][j]) for j in range(len(matrix))]

@@ -111,6 +111,11 @@ def test_a_reference_must_be_a_joint_run_on_the_same_stream(tmp_path: Path) -> N
         "fedavg": {},
         "longer": {"method.name": "joint", "stream.tasks": 3},
         "other": {"method.name": "joint", "stream.name": "class_incremental", "stream.tasks": 2},
+        "tuned": {
+            "method.name": "joint",
+            "stream.validation": 0.2,
+            "evaluation.splits": ["validation"],
+        },
         "joint": {"method.name": "joint"},
     }
     for name, changes in runs.items():
@@ -119,6 +124,7 @@ def test_a_reference_must_be_a_joint_run_on_the_same_stream(tmp_path: Path) -> N
     for name, fact in {
         "fedavg": "it is a run of 'fedavg'",
         "longer": "it has 3 tasks, not 2",
+        "tuned": "its split is 'validation', not 'test'",
         "other": "its stream is 'class_incremental', not 'domain_incremental'",
     }.items():
         config = write_config(tmp_path, {"evaluation.reference": str(tmp_path / name)})
