@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
 from fedcl.config import Experiment
 from fedcl.core.evaluate import Answers, answer
@@ -16,7 +15,7 @@ from fedcl.core.params import Params
 from fedcl.core.population import Memories
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
-from fedcl.core.task import Examples, class_mask
+from fedcl.core.task import Examples
 from fedcl.core.tree import settle
 from fedcl.record import Row
 
@@ -81,15 +80,6 @@ def assess(
     return rows, float(np.mean(known)) if known else float("nan")
 
 
-def allowed_classes(stream: Stream, task: int, stage: int) -> torch.Tensor:
-    """Returns the (classes,) mask that a prediction for a task may choose from at a stage."""
-    if stream.scenario == "task":
-        return class_mask(stream.tasks[task].classes, stream.classes)
-    if stream.scenario == "class":
-        return class_mask(stream.seen_classes(stage), stream.classes)
-    return torch.ones(stream.classes, dtype=torch.bool)
-
-
 def _answers(
     experiment: Experiment,
     stream: Stream,
@@ -103,7 +93,7 @@ def _answers(
     data = stream.held_out(task, split)
     dtype = next(iter(params.values())).dtype
     data = settle(Examples(data.x.to(dtype), data.y), site.device)
-    allowed = allowed_classes(stream, task, stage).to(site.device)
+    allowed = stream.head(task, stage).to(site.device)
     net = Net(site.model, settle(dict(params), site.device))
     return answer(experiment.method, state, net, data, allowed, experiment.evaluation.batch_size)
 

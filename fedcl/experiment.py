@@ -13,8 +13,10 @@ import torch
 from fedcl.assembly import build_site, check_minimum
 from fedcl.assessment import assess
 from fedcl.config import Experiment
+from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.errors import FedclError
-from fedcl.core.federation import Door, Exchange, Federation, TooFewReplies
+from fedcl.core.exchange import Exchange
+from fedcl.core.federation import Federation
 from fedcl.core.params import copy
 from fedcl.core.population import sample
 from fedcl.core.seeds import seed_of

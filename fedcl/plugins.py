@@ -21,7 +21,7 @@ from pydantic.errors import PydanticUserError
 from fedcl.core.errors import ConfigError
 from fedcl.core.local import Trainer
 from fedcl.core.method import Method
-from fedcl.core.stream import Order, Partition
+from fedcl.core.scenario import Order, Partition
 from fedcl.streams._order import ORDERS
 from fedcl.streams._partition import PARTITIONS
 from fedcl.streams._scenario import Scenario

@@ -7,7 +7,7 @@ import math
 import platform
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,9 @@ def summarise(
     rows = [
         row for row in record.evaluations if row["metric"] == "accuracy" and row["split"] == split
     ]
+    matrices = _matrices(rows)
     numbers = (
-        _own_orders(rows, stream)
+        _own_orders(rows, matrices)
         if not stream.order.shared
         else _shared(rows, stream, split, joint)
     )
@@ -53,7 +54,7 @@ def summarise(
         "model": names["model"],
         "split": split,
         **numbers,
-        "clients": _clients(record.evaluations, split),
+        "clients": _clients(matrices),
         "bytes_up": sum(up.values()),
         "bytes_down": sum(down.values()),
         "bytes_by_payload": {"up": up, "down": down},
@@ -96,7 +97,7 @@ def _shared(
     )
 
 
-def _own_orders(rows: Sequence[Row], stream: Stream) -> dict[str, Any]:
+def _own_orders(rows: Sequence[Row], per_client: Mapping[int, Any]) -> dict[str, Any]:
     """Returns what can be said without a common matrix: the final row, and means over clients."""
     ends = [
         row for row in rows if row["client"] is None and row["model"] == "global" and row["round"]
@@ -105,7 +106,6 @@ def _own_orders(rows: Sequence[Row], stream: Stream) -> dict[str, Any]:
     final = {row["task"]: row for row in ends if row["round"] == final_round}
     accuracies = [final[task]["value"] for task in sorted(final)]
     sizes = [final[task]["n"] for task in sorted(final)]
-    per_client = _matrices(rows)
     means = {
         name: _mean([getattr(metrics, name)(matrix) for matrix in per_client.values()])
         for name in (
@@ -144,9 +144,7 @@ def _matrices(rows: Sequence[Row]) -> dict[int, Any]:
     }
 
 
-def _clients(rows: Sequence[Row], split: str) -> dict[str, Any] | None:
-    chosen = [row for row in rows if row["split"] == split and row["metric"] == "accuracy"]
-    matrices = _matrices(chosen)
+def _clients(matrices: Mapping[int, Any]) -> dict[str, Any] | None:
     if not matrices:
         return None
     result: dict[str, Any] = {}

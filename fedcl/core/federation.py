@@ -15,12 +15,10 @@ from fedcl.core import local as parts
 from fedcl.core.aggregation import aggregate
 from fedcl.core.channel import Aggregate, hides_replies
 from fedcl.core.client import Each, Program, Reply
-from fedcl.core.door import Door as Door
-from fedcl.core.door import TooFewReplies as TooFewReplies
+from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import BlockResult, Position, Request, program_name
 from fedcl.core.errors import ConfigError, ExposureError
-from fedcl.core.exchange import Exchange as Exchange
-from fedcl.core.exchange import check_blocks
+from fedcl.core.exchange import Exchange, check_blocks
 from fedcl.core.local import Local, Loss, Penalty
 from fedcl.core.model import Net
 from fedcl.core.params import Params

@@ -8,12 +8,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedcl.core.dataset import Dataset, IntArray
-from fedcl.core.scenario import InputTransform as InputTransform
-from fedcl.core.scenario import Order as Order
-from fedcl.core.scenario import Partition as Partition
-from fedcl.core.scenario import Task as Task
+from fedcl.core.scenario import Order, Partition, Task
 from fedcl.core.task import ClientTask, Examples, ScenarioKind, TaskInfo, class_mask
 
 T = TypeVar("T")
@@ -164,13 +162,16 @@ class Stream:
         history = self.history(client, stage)
         present = class_mask(self.tasks[task].classes, self.classes)
         seen = class_mask(sorted({c for t in history for c in self.tasks[t].classes}), self.classes)
-        if self.scenario == "task":
-            head = present
-        elif self.scenario == "class":
-            head = class_mask(self.seen_classes(stage), self.classes)
-        else:
-            head = torch.ones(self.classes, dtype=torch.bool)
+        head = self.head(task, stage)
         return ClientTask(torch.tensor(len(history) - 1), torch.tensor(task), present, seen, head)
+
+    def head(self, task: int, stage: int) -> Tensor:
+        """Returns the (classes,) mask that training and prediction on a task choose from."""
+        if self.scenario == "task":
+            return class_mask(self.tasks[task].classes, self.classes)
+        if self.scenario == "class":
+            return class_mask(self.seen_classes(stage), self.classes)
+        return torch.ones(self.classes, dtype=torch.bool)
 
     def train(self, client: int, stage: int) -> Examples:
         """Returns a client's own examples of a stage: x (n, ...) float32, y (n,)."""
@@ -195,9 +196,13 @@ class Stream:
         rows = self.tasks[task].test if split == "test" else self.tasks[task].validation
         if not self.natural or self.natural not in table.columns:
             return None
-        ids, owner = self.natural_ids(), table.columns[self.natural][rows]
-        place = np.minimum(np.searchsorted(ids, owner), len(ids) - 1)
-        return np.where(ids[place] == owner, place, -1)
+
+        def owners() -> IntArray:
+            ids, owner = self.natural_ids(), table.columns[self.natural][rows]
+            place = np.minimum(np.searchsorted(ids, owner), len(ids) - 1)
+            return np.where(ids[place] == owner, place, -1)
+
+        return self._once(("owners", task, split), owners)
 
     def natural_ids(self) -> IntArray:
         """Returns the sorted values of the column that names the clients."""

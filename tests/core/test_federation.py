@@ -13,10 +13,11 @@ from fedcl.aggregations.mean import Mean
 from fedcl.channels.secure_aggregation import SecureAggregation
 from fedcl.core.channel import Aggregate, Transform
 from fedcl.core.client import Client, Model, Reply, Unchanged
+from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import Engine, Position
 from fedcl.core.errors import ClientError, ConfigError, ExposureError
 from fedcl.core.exchange import Exchange
-from fedcl.core.federation import Door, Federation, TooFewReplies
+from fedcl.core.federation import Federation
 from fedcl.core.local import Local, cross_entropy
 from fedcl.core.method import Method
 from fedcl.core.params import Params, add
