@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fedcl.core.channel import Aggregate
 from fedcl.core.client import Program, Reply, Unchanged
@@ -67,6 +67,26 @@ def program_name(program: Program[Any] | Local) -> str:
     return str(name)
 
 
+Path = Literal["auto", "fused", "grouped", "vmap", "compiled"]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How a fold block is batched; it decides bits, so it is a part of the config.
+
+    Attributes:
+        path: How one computation trains several clients; see `fedcl.core.batched`.
+        block: Clients of one computation; a fold block is cut into them.
+    """
+
+    path: Path = "auto"
+    block: int = 16
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise ValueError(f"block must be at least 1, not {self.block}")
+
+
 @dataclass(frozen=True)
 class Answer:
     """What one client answers.
@@ -94,6 +114,7 @@ class BlockResult:
         uploaded: Bytes that went up, by kind of payload.
         steps: Local optimizer steps.
         examples: Examples passed through the network.
+        padded: Rows computed and thrown away, because clients of one computation were uneven.
         failures: Clients that did not answer, and why.
     """
 
@@ -104,6 +125,7 @@ class BlockResult:
     uploaded: Mapping[str, int]
     steps: int = 0
     examples: int = 0
+    padded: int = 0
     failures: Mapping[int, str] = field(default_factory=dict)
 
 

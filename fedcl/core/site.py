@@ -12,7 +12,7 @@ from torch import nn
 
 from fedcl.core.channel import Channel, fold
 from fedcl.core.client import Client, Each, Reply, Unchanged
-from fedcl.core.engine import Answer, BlockResult, Request, failure
+from fedcl.core.engine import Answer, Batching, BlockResult, Request, failure
 from fedcl.core.local import Local, Trainer
 from fedcl.core.params import not_finite
 from fedcl.core.population import Population
@@ -76,15 +76,19 @@ class Site:
         return self.gather(request, answers)
 
     def batch(
-        self, request: Request, ids: Sequence[int], memories: Mapping[int, Any], size: int
+        self,
+        request: Request,
+        ids: Sequence[int],
+        memories: Mapping[int, Any],
+        batching: Batching,
     ) -> BlockResult:
-        """Trains the clients of a block as computations of `size`; other programs run in a loop."""
+        """Trains the clients of a block as batched computations; other programs run in a loop."""
         if not isinstance(request.program, Local) or isinstance(request.message, Each):
             return self.loop(request, ids, memories)
         message = settle(request.message, self.device)
         answers: list[Answer] = []
-        for start in range(0, len(ids), size):
-            chunk = self.clients(request, ids[start : start + size], memories)
+        for start in range(0, len(ids), batching.block):
+            chunk = self.clients(request, ids[start : start + batching.block], memories)
             try:
                 replies = self.trainer.block(request.program, chunk, message)
             except Exception as error:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from fedcl.core.engine import BlockResult, Request
+from fedcl.core.engine import Batching, BlockResult, Path, Request
 from fedcl.core.errors import ClientError, ConfigError
 from fedcl.core.population import Memories
 from fedcl.core.site import Site
@@ -32,12 +32,14 @@ class Ray:
         workers: Number of workers; 0 means one a core.
         inner: How a worker runs a block: `serial` or `vectorized`.
         block: Clients of one batched computation, when vectorized.
+        path: How one computation trains several clients, when vectorized.
         address: Ray cluster to join; empty starts one in this machine, or joins this process's.
     """
 
     workers: int = 0
     inner: Literal["serial", "vectorized"] = "vectorized"
     block: int = 16
+    path: Path = "auto"
     address: str = ""
     _actors: list[Any] = field(default_factory=list, init=False, repr=False)
     _fold: int = field(default=0, init=False, repr=False)
@@ -47,8 +49,7 @@ class Ray:
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, not {self.workers}")
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1, not {self.block}")
+        self._batching = Batching(self.path, self.block)
         if find_spec("ray") is None:
             raise ValueError(
                 "ray is not installed: pip install 'fedcl[sim]', or take engine serial"
@@ -86,8 +87,8 @@ class Ray:
         self._fold = site.fold
         self._site = ray.put(site)
         worker = ray.remote(num_cpus=1)(_Worker)
-        size = self.block if self.inner == "vectorized" else 0
-        self._actors = [worker.remote(self._site, size) for _ in range(count)]
+        batching = self._batching if self.inner == "vectorized" else None
+        self._actors = [worker.remote(self._site, batching) for _ in range(count)]
         ray.get([actor.ready.remote() for actor in self._actors])
 
     def run(
@@ -150,16 +151,16 @@ class Ray:
 class _Worker:
     """What runs in a worker process."""
 
-    def __init__(self, site: Site, size: int) -> None:
+    def __init__(self, site: Site, batching: Batching | None) -> None:
         torch.set_num_threads(1)
-        self._site, self._size = site, size
+        self._site, self._batching = site, batching
 
     def ready(self) -> bool:
         return True
 
     def run(self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]) -> BlockResult:
-        if self._size:
-            result = self._site.batch(request, ids, memories, self._size)
+        if self._batching is not None:
+            result = self._site.batch(request, ids, memories, self._batching)
         else:
             result = self._site.loop(request, ids, memories)
         return move(result, torch.device("cpu"))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedcl.core.engine import BlockResult, Request
+from fedcl.core.engine import Batching, BlockResult, Path, Request
 from fedcl.core.population import Memories
 from fedcl.core.site import Site
 
@@ -24,14 +24,15 @@ class Vectorized:
 
     Attributes:
         block: Clients of one batched computation; a fold block is cut into them.
+        path: How one computation trains several clients; `auto` takes what the model allows.
     """
 
     block: int = 16
+    path: Path = "auto"
     _site: Site | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1, not {self.block}")
+        self._batching = Batching(self.path, self.block)
 
     def open(self, site: Site, launch: Mapping[str, Any]) -> None:
         """Remembers where clients run."""
@@ -43,7 +44,7 @@ class Vectorized:
         """Yields the results of the fold blocks of `ids`, in their order."""
         assert self._site is not None
         for block in self._site.blocks(ids):
-            yield self._site.batch(request, block, memories.load(block), self.block)
+            yield self._site.batch(request, block, memories.load(block), self._batching)
 
     def close(self) -> None:
         """Has nothing to end."""
