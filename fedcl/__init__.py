@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedcl import evaluations, metrics
+    from fedcl import decomposition, evaluations, metrics
     from fedcl.config import Experiment, load_config
     from fedcl.core.errors import ClientError, ConfigError, ExposureError, FedclError, ResumeError
     from fedcl.experiment import run
@@ -25,6 +25,7 @@ __all__ = [
     "Record",
     "ResumeError",
     "__version__",
+    "decomposition",
     "evaluations",
     "load_config",
     "metrics",
@@ -45,7 +46,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("evaluations", "metrics"):
+    if name in ("decomposition", "evaluations", "metrics"):
         return import_module(f"fedcl.{name}")
     if name in _PLACES:
         return getattr(import_module(f"fedcl.{_PLACES[name]}"), name)

@@ -1,4 +1,4 @@
-"""The command line: `fedcl run`, `show`, `list` and `report`; thin, one function a command."""
+"""The command line: `fedcl run`, `show`, `list`, `report`, `flower`; a thin function a command."""
 
 from __future__ import annotations
 
@@ -189,6 +189,10 @@ def report(
         table.add_row(name, *(row[name] for row in rows))
     out_console.print(table)
     out_console.print(str(page), markup=False, soft_wrap=True)
+
+
+# Flower's command stands above this module, as all that needs Flower does, and loads it late.
+app.command(name="flower")(importlib.import_module("fedcl.flower.command").flower)
 
 
 def overrides(settings: list[str] | None) -> dict[str, Any]:

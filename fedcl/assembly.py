@@ -34,6 +34,7 @@ def build_site(experiment: Experiment) -> Site:
         fold=experiment.training.fold,
         equal=experiment.aggregation.weights == "equal",
         device=device,
+        precision=experiment.training.precision,
     )
 
 

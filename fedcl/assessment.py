@@ -9,10 +9,10 @@ import numpy as np
 
 from fedcl.config import Experiment
 from fedcl.core.evaluate import Answers, answer
+from fedcl.core.memories import Memories
 from fedcl.core.method import Method
 from fedcl.core.model import Net
 from fedcl.core.params import Params
-from fedcl.core.population import Memories
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 from fedcl.core.task import Examples
@@ -54,7 +54,9 @@ def assess(
     found: dict[tuple[str, int], Answers] = {}
     for split in settings.splits:
         for task in tasks:
-            answers = _answers(experiment, stream, site, state, state.params, split, task, stage)
+            answers = held_out_answers(
+                experiment, stream, site, state, state.params, split, task, stage
+            )
             found[split, task] = answers
             for metric, value in (("accuracy", answers.accuracy), ("loss", answers.loss)):
                 rows.append(
@@ -80,7 +82,7 @@ def assess(
     return rows, float(np.mean(known)) if known else float("nan")
 
 
-def _answers(
+def held_out_answers(
     experiment: Experiment,
     stream: Stream,
     site: Site,
@@ -90,6 +92,18 @@ def _answers(
     task: int,
     stage: int,
 ) -> Answers:
+    """Returns the answers of a model with these parameters to a task's held-out examples.
+
+    Args:
+        experiment: Its method says how to predict.
+        stream: Who holds what, when.
+        site: Where the model computes.
+        state: The method's state.
+        params: The parameters to evaluate.
+        split: Which held-out examples.
+        task: The task.
+        stage: Decides which classes a prediction may choose from.
+    """
     data = stream.held_out(task, split)
     dtype = next(iter(params.values())).dtype
     data = settle(Examples(data.x.to(dtype), data.y), site.device)
@@ -119,7 +133,9 @@ def _client_rows(
         params = method.personal(state, memories.look(client)) if personal else state.params
         for task in dict.fromkeys(history):
             if personal:
-                answers = _answers(experiment, stream, site, state, params, split, task, stage)
+                answers = held_out_answers(
+                    experiment, stream, site, state, params, split, task, stage
+                )
             else:
                 answers = found[split, task]
             value, n = _own_accuracy(stream, client, task, split, answers)

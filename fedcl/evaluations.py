@@ -63,12 +63,12 @@ def accuracy_matrix(
     for row in rows:
         if not _is_wanted(row, split, model, client):
             continue
-        at, stage, task = (int(_cell(row, column)) for column in ("round", "stage", "task"))
+        at, stage, task = (int(cell(row, column)) for column in ("round", "stage", "task"))
         if task in cells.setdefault(at, {}):
             raise ValueError(f"round {at} has two accuracies of model {model!r} on task {task}")
         if stage_of.setdefault(at, stage) != stage:
             raise ValueError(f"round {at} lies in two stages, {stage_of[at]} and {stage}")
-        cells[at][task] = _number(_cell(row, "value")), _number(_cell(row, "n"))
+        cells[at][task] = _number(cell(row, "value")), _number(cell(row, "n"))
     rounds = sorted(at for at in cells if at > 0)  # round 0 is before any stage
     if not (cells if client is None else rounds):
         of = "the union test set" if client is None else f"client {client}"
@@ -143,7 +143,8 @@ def over_clients(
     return ClientSummary(mean, std, known[worst], worst, len(known), missing)
 
 
-def _cell(row: Mapping[str, Any], column: str) -> Any:
+def cell(row: Mapping[str, Any], column: str) -> Any:
+    """Returns a row's cell; raises ValueError for a column that is missing."""
     try:
         return row[column]
     except KeyError:
@@ -151,11 +152,11 @@ def _cell(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _is_wanted(row: Mapping[str, Any], split: str, model: str, client: int | None) -> bool:
-    owner = _cell(row, "client")
+    owner = cell(row, "client")
     return (
-        _cell(row, "metric") == "accuracy"
-        and _cell(row, "split") == split
-        and _cell(row, "model") == model
+        cell(row, "metric") == "accuracy"
+        and cell(row, "split") == split
+        and cell(row, "model") == model
         and ("" if owner is None else str(owner)) == ("" if client is None else str(client))
     )
 

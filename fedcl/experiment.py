@@ -24,8 +24,11 @@ from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
 from fedcl.journal import Journal, opened
-from fedcl.record import Record, export, finish
-from fedcl.summary import privacy_rows, read_reference, summarise
+from fedcl.probe import Probe
+from fedcl.record import Record, finish
+from fedcl.summary import read_reference, summarise
+from fedcl.tuning import tuned
+from fedcl.workload import training_flops
 
 _ATTEMPTS = 20
 
@@ -86,6 +89,7 @@ def run(
     check_minimum(experiment, stream)
     joint = read_reference(experiment.evaluation.reference, experiment, stream)
     folder = None if out is None else Path(out)
+    experiment = tuned(experiment, site, folder if resume else None)
     with opened(folder, experiment.resolved, experiment.toml, resume) as store:
         loop = _Loop(experiment, site, Journal(experiment, folder, store), watch)
         record = loop.run()
@@ -99,7 +103,7 @@ def run(
             "command": list(command),
         }
         if folder is not None:
-            export(record, privacy_rows(record.costs))
+            loop.journal.export()
             finish(record)
     return record
 
@@ -119,6 +123,7 @@ class _Loop:
         self.stream: Stream = self.site.population.stream  # type: ignore[attr-defined]
         self.method = self.experiment.method
         self.memories = self.journal.memories
+        self.probe = Probe(self.experiment.engine, self.experiment, self.stream)
 
     def run(self) -> Record:
         """Runs from the checkpoint, or from the beginning, to the end."""
@@ -133,7 +138,7 @@ class _Loop:
             self._evaluate(state, 0, at_end=False, untrained=True)
         engine = self.experiment.engine
         door = Door(
-            engine,
+            self.probe if self.experiment.evaluation.decompose else engine,
             self.experiment.aggregation,
             self.experiment.channel,
             channel,
@@ -156,8 +161,9 @@ class _Loop:
                     state = self._round(state, door, stage, number)
         finally:
             engine.close()
-        self.journal.record.params = state.params
-        return self.journal.record
+        record = self.journal.finished()
+        record.params = state.params
+        return record
 
     def _launch(self) -> Mapping[str, Any]:
         """Returns what an engine may want to know: the resolved config and the stream's sizes."""
@@ -166,6 +172,7 @@ class _Loop:
             **self.experiment.resolved,
             "clients": self.stream.clients,
             "stages": self.stream.stages,
+            "flops": training_flops(self.experiment, self.site, self.stream),
             "folder": None if folder is None else str(folder.resolve()),
             "resolved": self.experiment.resolved,
             "method_object": self.method,
@@ -176,6 +183,9 @@ class _Loop:
         training = self.experiment.training
         last = number == training.rounds - 1
         done: list[Exchange] = []
+        before = state
+        if self.probe.due(stage, number) and not self._is_evaluated(stage, number - 1):
+            self._evaluate(before, stage, at_end=False)
         state = self._ask(state, door, stage, number, done)
         # A resumed run gets its state from the checkpoint: the same bits, so the same layout too.
         state = settle(state, self.site.device)
@@ -183,9 +193,11 @@ class _Loop:
         rounds = self.journal.finish_round(stage, done)
         trained = sum(len(e.answered) for e in done)
         speed = trained / max(1e-9, time.perf_counter() - start)
-        every = self.experiment.evaluation.every
-        if last or (every and rounds % every == 0):
+        if self._is_evaluated(stage, number):
             self._evaluate(state, stage, at_end=last)
+        looks, costs = self.probe.assess(self.site, before, stage, rounds)
+        self.journal.record.evaluations.extend(looks)
+        self.journal.record.costs.extend(costs)
         if last or self.journal.due:
             door.committed = (stage + 1, 0) if last else (stage, number + 1)
             self.journal.commit(state, door.channel_state, door.committed)
@@ -245,7 +257,7 @@ class _Loop:
             if attempt and not moment:
                 cohort = self._cohort(stage, number, attempt)
             door.exchanges = []
-            before = dict(self.memories.pending), list(door.channel_state)
+            channel_state = list(door.channel_state)
             fed = Federation(
                 self._info(stage),
                 number,
@@ -261,15 +273,19 @@ class _Loop:
                 after = step(state, fed)
             except TooFewReplies as error:
                 done.extend(door.exchanges)
-                self.memories.pending, door.channel_state = before
+                self.memories.drop()
+                door.channel_state = channel_state
                 # What begins or ends a stage happens once and cannot be left out.
                 happened = "repeated" if moment or training.shortfall == "repeat" else "skipped"
                 self.journal.events.append(
                     {"stage": stage, "round": number, "what": happened, "why": str(error)}
                 )
+                if not moment:
+                    self.probe.drop()
                 if happened == "skipped":
                     return state, cohort
                 continue
+            self.memories.keep()
             done.extend(door.exchanges)
             return after, cohort
         raise FedclError(
@@ -285,6 +301,12 @@ class _Loop:
                 info = replace(info, public=replace(info.public, x=info.public.x.to(dtype)))
             self._known = (stage, settle(info, self.site.device))
         return self._known[1]
+
+    def _is_evaluated(self, stage: int, number: int) -> bool:
+        """Returns whether the model is evaluated after a round: as planned, or to decompose it."""
+        rounds = self.experiment.training.rounds
+        planned = self.experiment.evaluation.is_planned(stage * rounds + number + 1, rounds)
+        return planned or self.probe.due(stage, number)
 
     def _evaluate(self, state: Any, stage: int, at_end: bool, untrained: bool = False) -> None:
         rows, accuracy = assess(

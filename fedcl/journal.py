@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,18 +18,10 @@ from fedcl.config import Experiment
 from fedcl.core import wire
 from fedcl.core.errors import ConfigError, ResumeError
 from fedcl.core.exchange import Exchange
-from fedcl.core.population import Memories
+from fedcl.core.memories import Memories
 from fedcl.core.tree import settle
-from fedcl.record import (
-    COSTS,
-    EVALUATIONS,
-    Record,
-    Store,
-    check_same,
-    export,
-    open_folder,
-    write_text,
-)
+from fedcl.record import COSTS, EVALUATIONS, Record, Row, export, open_folder, write_text
+from fedcl.store import Store, check_same, scratch
 from fedcl.summary import privacy_rows
 
 
@@ -98,7 +90,7 @@ def _lock(file: IO[str], folder: Path) -> None:
 
 @dataclass
 class Journal:
-    """The tables of a run, its clients' memories, and what of them is committed.
+    """The tables of a run and its clients' memories; what is committed is not held in RAM.
 
     Attributes:
         experiment: The experiment.
@@ -106,6 +98,8 @@ class Journal:
         store: Its checkpoint, or None.
         rounds: Finished rounds of the whole run.
         events: Skipped and repeated rounds.
+        record: Rows since the last commit; all of them without a store, and once it is `finished`.
+        memories: What the clients remember.
     """
 
     experiment: Experiment
@@ -116,10 +110,9 @@ class Journal:
 
     def __post_init__(self) -> None:
         self.record = Record(folder=self.folder)
-        self.memories = Memories()
         self.words = wire.vocabulary(self.experiment.method)
-        self._dirty: dict[int, Any] = {}
-        self._written = (0, 0)
+        shelf = scratch() if self.store is None else self.store.memories
+        self.memories = Memories(shelf, self.words, self.experiment.memory.cache)
         self._spent = 0.0
         self._started = self._committed = time.perf_counter()
 
@@ -134,9 +127,8 @@ class Journal:
         return time.perf_counter() - self._committed >= self.experiment.checkpoint.seconds
 
     def finish_round(self, stage: int, exchanges: Sequence[Exchange]) -> int:
-        """Books a round's exchanges, keeps its memories, and returns how many rounds are done."""
+        """Books a round's exchanges and returns how many rounds are done."""
         self.rounds += 1
-        self._dirty.update(self.memories.commit())
         for exchange in exchanges:
             self._book(stage, exchange)
         return self.rounds
@@ -167,13 +159,8 @@ class Journal:
             following: Stage and round that come next.
         """
         if self.store is None:
-            self._dirty = {}
             return
-        memories = {
-            id: None if value is None else wire.dumps(value, self.words)
-            for id, value in self._dirty.items()
-        }
-        evaluations, costs = self._written
+        self.memories.write()
         self.store.commit(
             {
                 "version": __version__,
@@ -185,15 +172,30 @@ class Journal:
                 "events": self.events,
             },
             wire.dumps((state, tuple(channel)), self.words),
-            memories,
-            self.record.evaluations[evaluations:],
-            self.record.costs[costs:],
+            self.record.evaluations,
+            self.record.costs,
         )
-        self._mark()
-        self._dirty = {}
+        self.record.evaluations, self.record.costs = [], []
         self._committed = time.perf_counter()
         if following[1] == 0:
-            export(self.record, privacy_rows(self.record.costs))
+            self.export()
+
+    def export(self) -> None:
+        """Writes the tables into the run's folder, as of the last commit."""
+        if self.store is not None and self.folder is not None:
+            evaluations, costs = self._rows("evaluations"), self._rows("costs")
+            export(self.folder, evaluations, costs, privacy_rows(self._rows("costs")))
+
+    def finished(self) -> Record:
+        """Returns the record of a run whose last round is committed, with all of its rows."""
+        if self.store is not None:
+            self.record.evaluations = list(self._rows("evaluations"))
+            self.record.costs = list(self._rows("costs"))
+        return self.record
+
+    def _rows(self, table: str) -> Iterable[Row]:
+        assert self.store is not None
+        return self.store.rows(table, {"evaluations": EVALUATIONS, "costs": COSTS}[table])
 
     def restore(self, device: torch.device) -> tuple[Any, list[Any], tuple[int, int]] | None:
         """Returns state, channel states, and next stage and round of the last commit, or None.
@@ -206,20 +208,11 @@ class Journal:
             return None
         try:
             state, channel = wire.loads(saved.state, self.words)
-            self.memories.committed = {
-                id: wire.loads(data, self.words) for id, data in saved.memories.items()
-            }
         except (ValueError, KeyError, TypeError) as error:
             raise ResumeError(
                 f"the checkpoint in {self.folder} is damaged: {error}; remove the folder and start "
                 "anew, or name another --out"
             ) from error
-        self.record.evaluations = self.store.rows("evaluations", EVALUATIONS)
-        self.record.costs = self.store.rows("costs", COSTS)
-        self._mark()
         self.rounds, self._spent, self.events = saved.rounds, saved.seconds, saved.events
         channel = settle(list(channel), device)
         return settle(state, device), channel, (saved.stage, saved.round)
-
-    def _mark(self) -> None:
-        self._written = (len(self.record.evaluations), len(self.record.costs))

@@ -58,7 +58,7 @@ def _tasks(stream: Stream) -> Table:
         words = heading in ("name", "classes")
         table.add_column(heading, justify="left" if words else "right", no_wrap=True)
     for task in stream.tasks:
-        sizes = np.diff(stream.shares(task.index)[1])
+        sizes = stream.sizes(task.index)
         table.add_row(
             str(task.index),
             task.name,
@@ -121,11 +121,8 @@ def _sizes(experiment: Experiment, stream: Stream, model: int) -> Table:
         for t in (stream.dataset.train, stream.dataset.test)
         if isinstance(t, ArrayTable)
     )
-    shares = sum(
-        rows.nbytes + offsets.nbytes
-        for rows, offsets in map(stream.shares, range(len(stream.tasks)))
-    )
-    largest = max(int(np.diff(stream.shares(t.index)[1]).max()) for t in stream.tasks)
+    shares = sum(stream.shares(task.index).nbytes for task in stream.tasks)
+    largest = max(int(stream.sizes(task.index).max()) for task in stream.tasks)
     item = 4 if training.dtype == "float32" else 8
     block = min(cohort, training.fold)
     # Parameters, gradients and the float64 sum; every client of a block holds its own.
@@ -154,7 +151,7 @@ def _table(title: str) -> Table:
 
 
 def _steps(experiment: Experiment, stream: Stream, cohort: int) -> int:
-    mean = np.mean([len(task.train) for task in stream.tasks]) / stream.clients
+    mean = np.mean([stream.sizes(task.index).mean() for task in stream.tasks])
     local = experiment.resolved["training"]["local"]
     batches = -(-mean // local.get("batch_size", 1)) * local.get("epochs", 1)
     return int(cohort * batches)

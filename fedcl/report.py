@@ -12,7 +12,7 @@ from typing import Any
 
 from fedcl import metrics
 from fedcl.core.errors import ConfigError
-from fedcl.reporting import figures, group_figures
+from fedcl.reporting import figures, group_figures, loss_figures
 from fedcl.reporting.formulas import DIFFERENCES, METRICS, reason, scenarios
 from fedcl.reporting.groups import (
     Group,
@@ -35,7 +35,7 @@ from fedcl.reporting.views import (
     task_curves,
 )
 
-_FIGURES = ("accuracy_matrix", "accuracy_by_task", "forgetting", "clients", "traffic")
+_FIGURES = ("accuracy_matrix", "accuracy_by_task", "forgetting", "losses", "clients", "traffic")
 _COMPARISON_FIGURES = tuple(
     f"comparison_{name}" for name in ("stages", "rounds", "forgetting", "traffic")
 )
@@ -97,7 +97,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
             for word in ("stream", "dataset", "model")
         },
         accuracies=accuracy_columns(),
-        differences=difference_columns(),
+        differences=difference_columns(groups),
         costs=cost_columns(groups),
         commands={
             run.path: shlex.join(map(str, run.summary.get("command") or ())) for run in members
@@ -138,6 +138,8 @@ def _run_figures(
     differences = {name: run.number(name) for name in DIFFERENCES[:4]}
     if any(value is not None for value in differences.values()):
         images["forgetting"] = figures.forgetting(differences)
+    if run.losses:
+        images["losses"] = loss_figures.losses(run.losses, stage_ends(run))
     accuracies = client_values(matrices, metrics.average_accuracy)
     losses = client_values(matrices, metrics.forgetting)
     spreads = [

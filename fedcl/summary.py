@@ -7,7 +7,7 @@ import math
 import platform
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fedcl import __version__, metrics
 from fedcl.config import Experiment
 from fedcl.core.errors import ConfigError
 from fedcl.core.stream import Stream
+from fedcl.decomposition import PAYLOAD, by_task, loss_decomposition, mean
 from fedcl.evaluations import accuracy_matrix, over_clients
 from fedcl.record import Record, Row
 
@@ -34,8 +35,13 @@ def summarise(
         joint: Accuracies a*_j of a reference run, or None.
     """
     split = main_split(experiment)
-    rows = [
+    accuracies = [
         row for row in record.evaluations if row["metric"] == "accuracy" and row["split"] == split
+    ]
+    # What is evaluated only to decompose a round changes no other number.
+    is_planned, rounds = experiment.evaluation.is_planned, experiment.training.rounds
+    rows = [
+        row for row in accuracies if row["model"] != "local" and is_planned(row["round"], rounds)
     ]
     matrices = _matrices(rows)
     numbers = (
@@ -54,12 +60,13 @@ def summarise(
         "model": names["model"],
         "split": split,
         **numbers,
+        **_losses(accuracies, len(stream.tasks), split),
         "clients": _clients(matrices),
         "bytes_up": sum(up.values()),
         "bytes_down": sum(down.values()),
         "bytes_by_payload": {"up": up, "down": down},
-        "steps": sum(row["steps"] or 0 for row in record.costs),
-        "examples": sum(row["examples"] or 0 for row in record.costs),
+        "steps": _work(record.costs, "steps"),
+        "examples": _work(record.costs, "examples"),
         "epsilon": None,
         "delta": None,
         "noise": None,
@@ -130,6 +137,19 @@ def _own_orders(rows: Sequence[Row], per_client: Mapping[int, Any]) -> dict[str,
     )
 
 
+def _losses(rows: Sequence[Row], tasks: int, split: str) -> dict[str, Any]:
+    """Returns what local training and aggregation lost on old tasks, in all decomposed rounds."""
+    found = by_task(loss_decomposition(rows, split=split))
+    names = ("local_update_loss", "aggregation_loss")
+    if not found:
+        return dict.fromkeys((*names, *(f"{name}_by_task" for name in names)))
+    every = [found.get(task) for task in range(tasks)]
+    return {name: float(part) for name, part in zip(names, mean(found.values()), strict=True)} | {
+        f"{name}_by_task": [None if loss is None else float(loss[half]) for loss in every]
+        for half, name in enumerate(names)
+    }
+
+
 def _matrices(rows: Sequence[Row]) -> dict[int, Any]:
     """Returns each recorded client's own square matrix."""
     by_client: dict[int, list[Row]] = {}
@@ -164,6 +184,11 @@ def _clients(matrices: Mapping[int, Any]) -> dict[str, Any] | None:
     return result
 
 
+def _work(costs: Sequence[Row], column: str) -> int:
+    """Returns what the clients did: without those that were trained once more to be looked at."""
+    return sum(row[column] or 0 for row in costs if row["payload"] != PAYLOAD)
+
+
 def _bytes(costs: Sequence[Row], direction: str) -> dict[str, int]:
     total: Counter[str] = Counter()
     for row in costs:
@@ -196,7 +221,7 @@ def main_split(experiment: Experiment) -> str:
     return "test" if "test" in splits else splits[0]
 
 
-def privacy_rows(costs: Sequence[Row]) -> list[Row]:
+def privacy_rows(costs: Iterable[Row]) -> list[Row]:
     """Returns one row for each payload that left the clients: nothing protects any of them yet."""
     payloads = sorted({row["payload"] for row in costs if row["direction"] == "up"})
     note = "sent as it is: no mechanism bounds what it reveals"

@@ -83,6 +83,9 @@ WRONG_TYPES = [
     Bad(
         "choice", {"training.sampling": "random"}, "training.sampling", "'poisson' or 'round_robin'"
     ),
+    Bad("colour", {"dataset": {"name": "folder", "colour": "BGR"}}, "colour", "'RGB' or 'L'"),
+    Bad("sides", {"dataset": {"name": "hub", "size": [3]}}, "dataset.size", "a longer list"),
+    Bad("stem", {"model": {"name": "resnet18_gn", "stem": "7x7"}}, "model.stem", "'imagenet'"),
     Bad("split", {"evaluation.splits": ["train"]}, "splits[0]", "'test' or 'validation'"),
     Bad("number for table", {"training": 5}, "training is a table", "write [training]"),
     Bad("text for table", {"method": "fedavg"}, "method is a table", "[method] with name"),
@@ -113,6 +116,9 @@ OUT_OF_RANGE = [
         "[0, 1]",
     ),
     Bad("classes", {"dataset.classes": 0}, "[dataset] classes", "at least 1, not 0"),
+    Bad("size", {"dataset": {"name": "folder", "size": -1}}, "[dataset] size", "0 or positive"),
+    Bad("hub", {"dataset": {"name": "hub", "memory": -1.0}}, "[dataset] memory", "not negative"),
+    Bad("width", {"model": {"name": "resnet18_gn", "width": 5}}, "[model] groups = 2", "divide"),
     Bad("hidden", {"model.hidden": [0]}, "[model] hidden", "at least 1, not [0]"),
     Bad("dropout", {"model.dropout": [1.0]}, "[model] a dropout rate", "[0, 1), not 1.0"),
     Bad("groups", {"model": {"name": "cnn", "channels": [6]}}, "[model] groups = 8", "divide"),
@@ -151,6 +157,8 @@ COMBINATIONS = [
     Bad("cnn, small", {"model": {"name": "cnn", "channels": [8, 8, 8]}}, "4x4", "too small"),
     Bad("alexnet, flat", {**SYNTHETIC, "model": {"name": "alexnet"}}, "(16,)", "try mlp"),
     Bad("alexnet, small", {"model": {"name": "alexnet"}}, "[model] images of 4x4", "19x19"),
+    Bad("resnet, flat", {**SYNTHETIC, "model": {"name": "resnet18_gn"}}, "(16,)", "try mlp"),
+    Bad("resnet, small", {"model": {"name": "resnet18_gn"}}, "[model] images of 4x4", "8x8"),
     Bad(
         "replies hidden",
         {

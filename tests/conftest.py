@@ -18,6 +18,15 @@ settings.register_profile("fedcl", derandomize=True, database=None, deadline=Non
 settings.load_profile("fedcl")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hugging Face's packages stay offline and keep their files among those of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("huggingface")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """A folder with mnist.npz, pacs32.npz and uci_har.npz; skips where none is named."""

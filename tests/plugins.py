@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fedcl.core.channel import Aggregate
 from fedcl.core.client import Client, Model, Reply
@@ -162,3 +164,24 @@ class Growing:
         count = state + 1
         grown = {name: value * count for name, value in total.total.items()}
         return replace(total, total=grown), count
+
+
+class ScaledNet(nn.Module):
+    """A linear model times a parameter that belongs to no layer."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, classes)
+        self.scale = nn.Parameter(torch.ones(classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.head(x.flatten(1)) * self.scale
+        return scaled
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A model without a form for several clients at once."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        return ScaledNet(math.prod(shape), classes)

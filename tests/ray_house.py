@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core.engine import BlockResult, Engine, Request
-from fedcl.core.population import Memories
+from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 from fedcl.engines.ray import Ray
 
@@ -46,13 +46,14 @@ class RayHouse:
     cpus: int = 10
     held: int = 6
     _open: dict[tuple[str, int, str], Ray] = field(default_factory=dict)
+    _started: bool = False
 
     def start(self) -> None:
         """Makes sure that this process has a Ray session, which the Ray engine then joins."""
         import ray
 
         if not ray.is_initialized():
-            self._open = {}
+            self._open, self._started = {}, True
             ray.init(
                 num_cpus=self.cpus,
                 include_dashboard=False,
@@ -80,11 +81,9 @@ class RayHouse:
 
     def close(self) -> None:
         """Ends the workers and the session."""
-        if not self._open:
-            return
         import ray
 
-        if ray.is_initialized():
+        if self._started and ray.is_initialized():
             for engine in self._open.values():
                 engine.close()
             ray.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import hub_files, pictures
 from tests.commands import assert_refused, call, contents, write_config
 
 ARRAYS: dict[str, Any] = {
@@ -52,6 +54,28 @@ def idx(**files: bytes) -> Callable[[Path], object]:
     return save
 
 
+def images(**files: bytes | None) -> Callable[[Path], object]:
+    """Returns what saves a divided folder of images with some replaced or added; "__" is a "/"."""
+
+    def save(folder: Path) -> None:
+        for split, label in itertools.product(("train", "test"), ("ant", "dog")):
+            pictures.save(folder / split / label / "0.png")
+        for name, content in files.items():
+            path = folder / name.replace("__", "/").replace("_", ".")
+            path.parent.mkdir(exist_ok=True)
+            if content is not None:
+                path.write_bytes(content)
+
+    return save
+
+
+def hub(form: str, **columns: list[Any]) -> Callable[[Path], object]:
+    """Returns what saves a split of arrays in a format of Hugging Face's."""
+    rows: hub_files.Rows = {"x": [[1.0], [2.0], [3.0], [4.0]], "label": [0, 1, 0, 1], **columns}
+    return lambda folder: hub_files.save(folder, form, train=rows, test=rows)
+
+
+WHOLE = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x04\x00\x00\x00\x04\x08\x02"
 NAN = np.where(np.arange(120).reshape(40, 3) == 31, np.nan, 0.0)
 
 
@@ -79,6 +103,19 @@ NAN = np.where(np.arange(120).reshape(40, 3) == 31, np.nan, 0.0)
         ("idx", idx(train_labels=b"\0\0\x08\x01\0\0\0\x02\0\x02"), ("none is 1", "number the")),
         ("idx", idx(t10k_labels=b"\0\0\x08\x01\0\0\0\x02\0\x07"), ("train lacks: [7]", "put the")),
         ("idx", idx(train_images=gzip.compress(b"x" * 99)[:-9]), ("cannot be read", "again")),
+        ("folder", lambda folder: None, ("holds no folder of a class", "put some there")),
+        ("folder", images(train__ant__1_png=b"GIF89a"), ("ant/1.png", "no PNG or JPEG", "save it")),
+        ("folder", images(test__dog__0_png=b""), ("test/dog/0.png", "cannot be used", "remove it")),
+        ("folder", images(train__ant__1_png=WHOLE), ("ant/1.png", "cannot be used", "copy it")),
+        ("folder", images(train__ant__1_gif=b"GIF89a"), ("ant/1.gif", "no image", "PNG or JPEG")),
+        ("folder", images(train__1_png=WHOLE), ("train/1.png", "outside of a class", "put it")),
+        ("folder", images(train__bee__0=None), ("train/bee", "holds no image", "put some there")),
+        ("hub", lambda folder: None, ("cannot be loaded", "dataset.path", "check its path")),
+        ("hub", hub("parquet", x=[[1.0]] * 3 + [[]]), ("different shapes", "make all rows")),
+        ("hub", hub("disk", x=list("abcd")), ("'x' is Value('string')", "dataset.input")),
+        ("hub", hub("disk", label=[0, 2, 2, 0]), ("none is 1", "dataset.path", "number the")),
+        ("hub", hub("parquet", label=[0.0] * 4), ("'label' is Value('float64')", "name one of")),
+        ("hub", hub("parquet", x=[[float("nan")]] * 4), ("NaN or infinite in row 0", "repair")),
     ],
 )
 def test_damaged_data_are_refused(
@@ -87,8 +124,9 @@ def test_damaged_data_are_refused(
     data = tmp_path / "data"
     data.mkdir()
     save(data)
-    file = {"file": "data.npz"} if kind == "npz" else {}
-    config = write_config(tmp_path, {"dataset": {"name": kind, "root": str(data), **file}})
+    dataset = {"name": kind, "path" if kind == "hub" else "root": str(data)}
+    dataset |= {"npz": {"file": "data.npz"}, "hub": {"input": "x"}}.get(kind, {})
+    config = write_config(tmp_path, {"dataset": dataset})
     before = contents(tmp_path)
     assert_refused(call("run", config, "--out", tmp_path / "out"), *fragments)
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()

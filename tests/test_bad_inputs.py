@@ -45,6 +45,8 @@ def test_the_table_is_long_and_its_names_are_its_own() -> None:
         (b'[dataset]\nseed = 1\n[method]\nname = "fedavg"\n', ("[dataset] name", "add name = ...")),
         (b'[dataset]\nname = "npz"\n[method]\nname = "fedavg"\n', ("[dataset]", "dataset.root")),
         (b'[dataset]\nname = "idx"\n[method]\nname = "fedavg"\n', ("[dataset]", "dataset.root")),
+        (b'[dataset]\nname = "folder"\n[method]\nname = "fedavg"\n', ("dataset.root=FOLDER",)),
+        (b'[dataset]\nname = "hub"\n[method]\nname = "fedavg"\n', ("dataset.path=FOLDER",)),
     ],
 )
 def test_a_bad_config_file_is_refused(

@@ -114,13 +114,12 @@ def test_the_server_holds_no_memory(tmp_path: Path) -> None:
 
         def run(self, *arguments: Any) -> Any:
             yield from super().run(*arguments)
-            self.found = arguments[2]
+            self.found = arguments[2].load(range(NODES))
 
     experiment = on_flower(of("replay"))
     engine = Peeking(experiment.engine)
     fedcl.run(replace(experiment, engine=engine), tmp_path)
-    held = {**engine.found.committed, **engine.found.pending}
-    assert held and all(isinstance(value, Kept) for value in held.values())
+    assert engine.found and all(isinstance(value, Kept) for value in engine.found.values())
 
 
 def test_memories_that_are_gone_are_told(tmp_path: Path) -> None:

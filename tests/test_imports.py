@@ -28,8 +28,10 @@ def loaded_by(module: str, packages: set[str]) -> set[str]:
     ("module", "absent"),
     [
         ("fedcl", {"torch", "ray", "flwr", "opacus", "matplotlib"}),
-        ("fedcl.experiment", {"ray", "flwr", "opacus"}),
-        ("fedcl.__main__", {"ray", "flwr", "opacus"}),
+        ("fedcl.experiment", {"ray", "flwr", "opacus", "datasets", "PIL"}),
+        ("fedcl.__main__", {"ray", "flwr", "opacus", "datasets"}),
+        ("fedcl.datasets.folder", {"PIL"}),
+        ("fedcl.datasets.hub", {"PIL", "datasets"}),
     ],
 )
 def test_an_import_leaves_heavy_packages_alone(module: str, absent: set[str]) -> None:

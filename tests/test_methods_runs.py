@@ -10,7 +10,7 @@ import pytest
 import fedcl
 from fedcl.core import wire
 from fedcl.core.errors import ConfigError
-from fedcl.record import Store
+from fedcl.store import Store
 from tests.conformance import cls, every_method, of, plain, run_or_refused, seen
 from tests.tiny import (
     SCENARIOS,

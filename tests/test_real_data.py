@@ -22,7 +22,9 @@ def stream_of(experiment: fedcl.Experiment) -> Stream:
     return stream
 
 
-@pytest.mark.parametrize("name", ["split_mnist", "pacs_domains", "uci_har_people", "fot_pmnist"])
+@pytest.mark.parametrize(
+    "name", ["split_mnist", "pacs_domains", "uci_har_people", "electricity", "fot_pmnist"]
+)
 def test_a_shipped_config_runs_on_its_data(name: str, data_root: Path) -> None:
     small = {"training__rounds": 1, "training__cohort": 2, "engine__name": "serial"}
     own: dict[str, dict[str, object]] = {
@@ -59,8 +61,7 @@ def test_each_person_goes_through_their_own_time(data_root: Path) -> None:
     for client in range(stream.clients):
         last = -1
         for stage in range(stream.stages):
-            rows, offsets = stream.shares(stage)
-            own = rows[offsets[client] : offsets[client + 1]]
+            own = stream.rows(client, stage)
             assert len(own) and set(people[own]) == {stream.natural_ids()[client]}
             assert times[own].min() > last
             last = int(times[own].max())
@@ -70,6 +71,27 @@ def test_each_person_goes_through_their_own_time(data_root: Path) -> None:
         test, train = tested[owners == person], times[people == person]
         near = np.concatenate([test - 1, test, test + 1])
         assert len(test) and len(np.intersect1d(near, train)) == 0
+
+
+def test_electricity_drifts_without_borders(data_root: Path) -> None:
+    """Parts follow each other in time, and no training row lies within a day of a test row."""
+    stream = stream_of(load("electricity", data_root))
+    assert (stream.scenario, stream.borders, stream.clients, stream.stages) == (
+        "domain",
+        False,
+        20,
+        10,
+    )
+    train, test = (
+        table.columns["position"] for table in (stream.dataset.train, stream.dataset.test)
+    )
+    near = np.searchsorted(train, test - 48), np.searchsorted(train, test + 48, side="right")
+    assert np.array_equal(*near)
+    borders = [0, *(train[task.train].min() for task in stream.tasks[1:]), 45_312]
+    for task, begin, end in zip(stream.tasks, borders[:-1], borders[1:], strict=True):
+        for times in (train[task.train], test[task.test]):
+            assert begin <= times.min() and times.max() < end
+        assert {int(size) for size in stream.sizes(task.index)} <= {168, 169}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import fedcl
 from fedcl.config import Experiment
 from fedcl.core.engine import BlockResult, Engine, Request
-from fedcl.core.population import Memories
+from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 from tests.ray_house import RayHouse
 from tests.tiny import (

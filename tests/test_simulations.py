@@ -20,7 +20,12 @@ def run(script: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, str(script), *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",  # else a folder of bytecode would be left
+        },
         capture_output=True,
         encoding="utf-8",
         check=False,

@@ -18,11 +18,12 @@ from fedcl.assembly import build_site
 from fedcl.config import Experiment, override, parse
 from fedcl.core import wire
 from fedcl.core.engine import BlockResult, Engine, Request
+from fedcl.core.memories import Memories
 from fedcl.core.params import Params
-from fedcl.core.population import Memories
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
-from fedcl.record import Record, Store
+from fedcl.record import Record
+from fedcl.store import Store
 
 # Five uneven clients in fold blocks of two, cohorts of three, two tasks of two rounds.
 TABLE: dict[str, Any] = {

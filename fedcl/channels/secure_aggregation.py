@@ -7,7 +7,7 @@ would be hidden if one were run. Methods that ask for single replies are refused
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fedcl.core.channel import Aggregate
 from fedcl.core.client import Client, Reply
@@ -17,7 +17,13 @@ __all__ = ["SecureAggregation"]
 
 @dataclass(frozen=True)
 class SecureAggregation:
-    """Hides single replies; the sum is exact."""
+    """Hides single replies; the sum is exact.
+
+    Attributes:
+        leaves_tensors: An upload neither reads nor changes a reply's tensors.
+    """
+
+    leaves_tensors: ClassVar[bool] = True
 
     @property
     def hides_replies(self) -> bool:

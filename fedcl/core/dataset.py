@@ -50,7 +50,7 @@ class ArrayTable:
 
     def rows(self, indices: IntArray) -> npt.NDArray[np.float32]:
         """Returns the chosen rows as float32: `values * scale + shift`."""
-        chosen = self.values[indices].astype(np.float32)
+        chosen = self.values.take(indices, axis=0).astype(np.float32, copy=False)
         if self.scale != 1.0:
             chosen *= np.float32(self.scale)
         if self.shift != 0.0:

@@ -10,7 +10,7 @@ from fedcl.core.aggregation import Aggregation
 from fedcl.core.channel import Channel
 from fedcl.core.engine import Engine
 from fedcl.core.exchange import Audit, Exchange
-from fedcl.core.population import Memories
+from fedcl.core.memories import Memories
 from fedcl.core.wire import Vocabulary
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedcl.core.channel import Aggregate
 from fedcl.core.client import Program, Reply, Unchanged
 from fedcl.core.errors import ClientError
 from fedcl.core.local import Local
-from fedcl.core.population import Memories
+from fedcl.core.memories import Memories
 
 if TYPE_CHECKING:
     from fedcl.core.site import Site
@@ -65,26 +65,6 @@ def program_name(program: Program[Any] | Local) -> str:
         or type(program).__name__.lower()
     )
     return str(name)
-
-
-Path = Literal["auto", "fused", "grouped", "vmap", "compiled"]
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How a fold block is batched; it decides bits, so it is a part of the config.
-
-    Attributes:
-        path: How one computation trains several clients; see `fedcl.core.batched`.
-        block: Clients of one computation; a fold block is cut into them.
-    """
-
-    path: Path = "auto"
-    block: int = 16
-
-    def __post_init__(self) -> None:
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1, not {self.block}")
 
 
 @dataclass(frozen=True)
@@ -151,3 +131,8 @@ def failure(request: Request, client: int, reason: str) -> ClientError:
     """Returns the error of a client whose program failed in an exchange."""
     at = request.position
     return ClientError(client, at.stage, at.round, request.name, reason)
+
+
+def diverged(name: str) -> str:
+    """Returns the reason of a reply with NaN or infinity in the tensor of that name."""
+    return f"its reply {name!r} holds NaN or infinity; training diverged: lower training.local.lr"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
-from fedcl.core.channel import Aggregate
+from fedcl.core.channel import Aggregate, combine
 from fedcl.core.engine import BlockResult, Position, Request, failure
 
 
@@ -55,18 +55,33 @@ class Audit(Protocol):
         ...
 
 
-def check_blocks(request: Request, results: Sequence[BlockResult]) -> None:
-    """Raises ClientError when one block's replies cannot be added to another's."""
-    first: tuple[int, dict[str, torch.Size]] | None = None
-    for result in results:
-        if not result.ids:
-            continue
-        if result.total is not None:
-            tensors = result.total.total
-        else:
-            tensors = result.replies[0].tensors if result.replies else {}
-        shapes = {name: value.shape for name, value in tensors.items()}
-        first = first or (result.ids[0], shapes)
-        if shapes != first[1]:
-            reason = f"its reply differs in names or shapes from client {first[0]}'s"
-            raise failure(request, result.ids[0], reason)
+def add_block(request: Request, results: list[BlockResult], result: BlockResult) -> None:
+    """Adds a block's result to those before it, whose sum the first one holds.
+
+    Sums are added and memories left behind at once, so that a large cohort needs no more room than
+    a small one.
+
+    Raises:
+        ClientError: The block's replies cannot be added to the others.
+    """
+    first = next((earlier for earlier in results if earlier.ids), None)
+    summed = results[0].total if results else None
+    if (
+        first is not None
+        and result.ids
+        and _form(result) != _form(first if summed is None else results[0])
+    ):
+        reason = f"its reply differs in names or shapes from client {first.ids[0]}'s"
+        raise failure(request, result.ids[0], reason)
+    if summed is not None and result.total is not None:
+        results[0] = replace(results[0], total=combine([summed, result.total]))
+        result = replace(result, total=None)
+    results.append(replace(result, memories={}))
+
+
+def _form(result: BlockResult) -> dict[str, torch.Size]:
+    if result.total is not None:
+        tensors = result.total.total
+    else:
+        tensors = result.replies[0].tensors if result.replies else {}
+    return {name: value.shape for name, value in tensors.items()}

@@ -18,7 +18,7 @@ from fedcl.core.client import Each, Program, Reply
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import BlockResult, Position, Request, program_name
 from fedcl.core.errors import ConfigError, ExposureError
-from fedcl.core.exchange import Exchange, check_blocks
+from fedcl.core.exchange import Exchange, add_block
 from fedcl.core.local import Local, Loss, Penalty
 from fedcl.core.model import Net
 from fedcl.core.params import Params
@@ -148,11 +148,10 @@ class Federation:
         _check_each(program, message, asked)
         start = time.perf_counter()
         request = Request(position, program, message, reveal, door.committed)
-        results = []
+        results: list[BlockResult] = []
         for result in door.engine.run(request, self._available(position, asked), door.memories):
             door.memories.save(result.memories)
-            results.append(result)
-        check_blocks(request, results)
+            add_block(request, results, result)
         answered = sum(len(result.ids) for result in results)
         if answered < door.minimum:
             # What went up and down is paid for, though it is not used.

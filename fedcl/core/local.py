@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedcl.core.client import Client, Program, Reply
+from fedcl.core.block import Batching, Block
+from fedcl.core.client import Client, Program
 from fedcl.core.model import Net
 from fedcl.core.params import Params, subtract
 from fedcl.core.task import ClientTask, Examples
+from fedcl.core.trained import BlockReply
 
 Loss = Callable[[Net, Examples, ClientTask, Any], Tensor]
 Penalty = Callable[[Params, Any], Tensor]
@@ -24,9 +26,12 @@ class CrossEntropy:
     """Cross-entropy over the head of the scenario, one value per example.
 
     Attributes:
+        rowwise: The masks of a task may come one for each row; see `fedcl.core.fused`.
         masked: Compare only the classes of the client's present task. It moves published
             class-incremental results by many points, so it is a named switch.
     """
+
+    rowwise: ClassVar[bool] = True
 
     masked: bool = False
 
@@ -62,6 +67,15 @@ class Proximal:
         """Returns a scalar that touches no data."""
         squares = [(params[k] - v).square().sum() for k, v in message.params.items()]
         return 0.5 * self.strength * torch.stack(squares).sum()
+
+
+def check_losses(losses: Tensor, rows: int) -> None:
+    """Raises ValueError when a loss did not return one value for each example."""
+    if losses.shape != (rows,):
+        raise ValueError(
+            f"the loss returned shape {tuple(losses.shape)} for {rows} examples: return one value "
+            "for each example"
+        )
 
 
 def own_data(client: Client, message: object) -> Examples:
@@ -100,6 +114,15 @@ class Local:
     report: Callable[[Client, Any, Params], Params] = change
     name: str = "train"
 
+    @property
+    def key(self) -> Hashable:
+        """Stands for the program where it is looked up; a loss with a list in it has no hash."""
+        try:
+            hash(self)
+        except TypeError:
+            return repr(self)
+        return self
+
 
 class Trainer(Protocol):
     """How one client trains: what a file in `trainers/` offers."""
@@ -113,6 +136,6 @@ class Trainer(Protocol):
         """Returns the program that trains one client."""
         ...
 
-    def block(self, local: Local, clients: Sequence[Client], message: Any) -> list[Reply]:
-        """Trains several clients as one batched computation; replies are in the clients' order."""
+    def block(self, local: Local, block: Block, message: Any, batching: Batching) -> BlockReply:
+        """Trains several clients as one batched computation."""
         ...

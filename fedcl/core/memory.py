@@ -6,6 +6,7 @@ Each comes with its stage and with the logits that it is compared over.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class Rehearsal:
 @dataclass(frozen=True)
 class RowwiseCrossEntropy:
     """Cross-entropy over the logits that each row allows (column `head`), one value per example."""
+
+    rowwise: ClassVar[bool] = True
 
     def __call__(self, net: Net, batch: Examples, task: ClientTask, message: object) -> Tensor:
         """Returns (n,) losses."""

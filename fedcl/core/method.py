@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor
@@ -13,6 +15,50 @@ from fedcl.core.model import Net
 from fedcl.core.params import Params
 
 S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a method's needs are worked out from, before a run begins.
+
+    Attributes:
+        params: Bytes of the model.
+        layers: Length of a layer input and number of outputs of each weight that has them, by name.
+        rows: Layer inputs that such a weight takes of one example.
+        example: Bytes of one example as a client remembers it.
+        share: Examples of the largest share of a client at one stage.
+        stages: Stages of the stream.
+        item: Bytes of a number.
+    """
+
+    params: int
+    layers: Mapping[str, tuple[int, int]]
+    rows: Mapping[str, int]
+    example: int
+    share: int
+    stages: int
+    item: int
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method needs beyond what averaging a model does, at most, in bytes.
+
+    Attributes:
+        state: Its state besides the model.
+        server: Working memory of its server half.
+        client: Working memory of its client half, local training aside.
+        reply: What a client sends where that is more than a model.
+        memory: What one client remembers.
+        everyone: Whether all clients remember, and not only those that were in a cohort.
+    """
+
+    state: int = 0
+    server: int = 0
+    client: int = 0
+    reply: int = 0
+    memory: int = 0
+    everyone: bool = False
 
 
 class Method(ABC, Generic[S]):
@@ -60,6 +106,10 @@ class Method(ABC, Generic[S]):
             allowed: (classes,) bool, what the scenario lets a prediction choose from.
         """
         return masked_logits(net(x), allowed)
+
+    def needs(self, sizes: Sizes) -> Needs:
+        """Returns what it needs besides the model, so that a run that cannot fit is refused."""
+        return Needs()
 
     def personal(self, state: S, memory: Any) -> Params:
         """Returns the parameters that a client with this memory is evaluated with."""

@@ -116,6 +116,14 @@ def check_model(model: nn.Module) -> None:
                 f"layer {name!r} is a {type(module).__name__}: its draws would depend on the "
                 "engine; use fedcl.core.model.Dropout, whose mask is a function of position"
             )
+        if isinstance(module, nn.Embedding) and (
+            module.scale_grad_by_freq or module.max_norm is not None or module.sparse
+        ):
+            raise ValueError(
+                f"layer {name!r} is an Embedding with scale_grad_by_freq, which mixes examples, "
+                "max_norm, which changes parameters outside training, or sparse gradients: use a "
+                "plain one"
+            )
         if isinstance(module, nn.RReLU) or (
             isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout > 0
         ):

@@ -69,3 +69,15 @@ def check_server(kind: str, lr: float, momentum: float) -> None:
         raise ValueError(f"server_lr must be above 0, not {lr}")
     if not 0 <= momentum < 1:
         raise ValueError(f"server_momentum must lie in [0, 1), not {momentum}")
+
+
+def server_needs(kind: str, numbers: int) -> tuple[int, int]:
+    """Returns the bytes of the moments, and of all that a step has at work besides them.
+
+    Args:
+        kind: As in `server_step`.
+        numbers: Parameters of the model; a mean change and what is made of it are in float64.
+    """
+    # At work: the sum of the changes, their mean, zeros or old moments, new ones, and the step.
+    moments = {"mean": 0, "momentum": 1, "adam": 2}[kind]
+    return 8 * moments * numbers, 8 * (2 + 2 * moments + (moments > 0)) * numbers

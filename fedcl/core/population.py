@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from builtins import id as id_of
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
+from fedcl.core.block import Block
 from fedcl.core.client import Client
+from fedcl.core.dataset import IntArray
 from fedcl.core.seeds import numpy_generator
 from fedcl.core.stream import Stream
+from fedcl.core.task import ClientTask
 from fedcl.core.tree import move, settle
 
 
@@ -21,6 +26,25 @@ class Population(Protocol):
 
     def client(self, id: int, stage: int, model: nn.Module, state: Any, seed: int) -> Client:
         """Returns a client for one exchange."""
+        ...
+
+    def block(
+        self,
+        ids: Sequence[int],
+        stage: int,
+        model: nn.Module,
+        states: Sequence[Any],
+        seeds: Sequence[int],
+    ) -> Block:
+        """Returns several clients of one exchange, with their examples one after the other."""
+        ...
+
+    def sizes(self, ids: Sequence[int], stage: int) -> IntArray:
+        """Returns about how many examples each client has at a stage; fetches none of them."""
+        ...
+
+    def on(self, device: torch.device) -> Population:
+        """Returns the population whose examples go to a device."""
         ...
 
 
@@ -45,54 +69,48 @@ class Simulated:
         task = move(self.stream.client_task(id, stage), self.device)
         return Client(id, model, data, task, settle(state, self.device), seed)
 
-
-@dataclass
-class Memories:
-    """The clients' memories in a simulation: what was committed, and what this round has changed.
-
-    Attributes:
-        committed: Memory of each client that remembers something, as of the last finished round.
-        pending: Memories that the present round has changed.
-        recall: Fetches a memory that an engine leaves with its client, for the simulator's own view
-            (`fedcl.core.client.Kept` stands here for it); None where memories lie here.
-    """
-
-    committed: dict[int, Any] = field(default_factory=dict)
-    pending: dict[int, Any] = field(default_factory=dict)
-    recall: Callable[[int, Any], Any] | None = None
-
-    def load(self, ids: Iterable[int]) -> dict[int, Any]:
-        """Returns the memories of those of `ids` that remember something."""
-        found = {}
+    def block(
+        self,
+        ids: Sequence[int],
+        stage: int,
+        model: nn.Module,
+        states: Sequence[Any],
+        seeds: Sequence[int],
+    ) -> Block:
+        """Returns several clients of one exchange, fetched together."""
+        # Not settled: what is computed with is selected from it, and lies well then.
+        data, sizes = self.stream.gather(ids, stage)
+        data = move(type(data)(data.x.to(self.dtype), data.y, data.extra), self.device)
+        moved: dict[int, ClientTask] = {}
+        tasks = []
         for id in ids:
-            value = self.pending[id] if id in self.pending else self.committed.get(id)
-            if value is not None:
-                found[id] = value
-        return found
+            task = self.stream.client_task(id, stage)
+            # Clients that share their masks go on doing so.
+            if id_of(task) not in moved:
+                moved[id_of(task)] = move(task, self.device)
+            tasks.append(moved[id_of(task)])
+        return Block(
+            tuple(ids),
+            model,
+            data,
+            sizes,
+            tuple(tasks),
+            tuple(settle(state, self.device) for state in states),
+            tuple(seeds),
+        )
 
-    def look(self, id: int) -> Any:
-        """Returns the memory of one client, wherever it lies; None when it has none."""
-        value = self.load((id,)).get(id)
-        return value if self.recall is None or value is None else self.recall(id, value)
+    def sizes(self, ids: Sequence[int], stage: int) -> IntArray:
+        """Returns how many examples of its task each client has; borders may blur that a little."""
+        clients = np.asarray(ids, dtype=np.int64)
+        at = np.array([path[stage] for path in self.stream.calendar.paths(ids)], dtype=np.int64)
+        sizes = np.zeros(len(clients), dtype=np.int64)
+        for task in np.unique(at[at >= 0]).tolist():
+            sizes[at == task] = self.stream.shares(task).sizes(clients[at == task])
+        return sizes
 
-    def save(self, memories: Mapping[int, Any]) -> None:
-        """Keeps changed memories until the round is committed or dropped."""
-        self.pending.update(memories)
-
-    def drop(self) -> None:
-        """Forgets what the present round has changed."""
-        self.pending.clear()
-
-    def commit(self) -> dict[int, Any]:
-        """Makes this round's changes permanent and returns them (None: forgotten)."""
-        changed = dict(self.pending)
-        for id, value in changed.items():
-            if value is None:
-                self.committed.pop(id, None)
-            else:
-                self.committed[id] = value
-        self.pending.clear()
-        return changed
+    def on(self, device: torch.device) -> Simulated:
+        """Returns the population whose examples go to a device."""
+        return replace(self, device=device)
 
 
 def sample(members: Sequence[int], size: int, how: str, seed: int, turn: int) -> tuple[int, ...]:

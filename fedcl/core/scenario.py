@@ -15,7 +15,7 @@ class InputTransform(Protocol):
     """How a task changes its inputs: a frozen dataclass, so that it can travel to a worker."""
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Maps (n, ...) float32 inputs to inputs of the same shape."""
+        """Maps (n, ...) float32 inputs to inputs of the same shape, each input by itself."""
         ...
 
 
@@ -44,35 +44,68 @@ class Task:
     transform: InputTransform | None = None
 
 
+class Shares(Protocol):
+    """Who holds which of a task's n rows: written down, or drawn when asked for."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in memory."""
+        ...
+
+    def sizes(self, clients: IntArray) -> IntArray:
+        """Returns the number of rows of each of these clients."""
+        ...
+
+    def rows(self, client: int) -> IntArray:
+        """Returns a client's rows, as places among the n."""
+        ...
+
+
 class Partition(Protocol):
     """Who holds what: divides one task's rows among clients."""
 
     def divide(
         self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
-    ) -> tuple[IntArray, IntArray]:
-        """Returns `(order, offsets)`: client i holds `order[offsets[i]:offsets[i + 1]]`.
+    ) -> Shares:
+        """Returns who holds which rows.
 
         Args:
             labels: (n,) labels of the task's rows.
             columns: Further (n,) columns of these rows.
             clients: Number of clients.
             seed: Seed of this task's division.
+
+        Raises:
+            ValueError: There are too few rows for so many clients.
         """
         ...
 
 
 class Order(Protocol):
-    """When each client meets what."""
+    """When each client meets what.
+
+    A client's path is a function of (seed, client) alone: nobody else's is needed to work it out.
+    """
+
+    @property
+    def shared(self) -> bool:
+        """Whether every client meets task t at stage t."""
+        ...
+
+    @property
+    def gaps(self) -> bool:
+        """Whether a client may be without a task at a stage."""
+        ...
+
+    @property
+    def blur(self) -> float:
+        """Share of a client's examples of a task that come a stage early, and as many late."""
+        ...
 
     def stages(self, tasks: int) -> int:
         """Returns the number of stages of a stream of `tasks` tasks."""
         ...
 
-    def task_at(self, client: int, stage: int, tasks: int, seed: int) -> int | None:
-        """Returns the task that a client meets at a stage, or None when it has no data then."""
-        ...
-
-    @property
-    def shared(self) -> bool:
-        """Whether every client meets task t at stage t."""
+    def paths(self, clients: IntArray, tasks: int, seed: int) -> IntArray:
+        """Returns the (clients, stages) task that each client meets at each stage; -1 for none."""
         ...

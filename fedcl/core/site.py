@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedcl.core.batch import run_batched
+from fedcl.core.block import Batching, Block
 from fedcl.core.channel import Channel, fold
 from fedcl.core.client import Client, Each, Reply, Unchanged
-from fedcl.core.engine import Answer, Batching, BlockResult, Request, failure
+from fedcl.core.engine import Answer, BlockResult, Request, diverged, failure
 from fedcl.core.local import Local, Trainer
 from fedcl.core.params import not_finite
 from fedcl.core.population import Population
+from fedcl.core.precision import reduced
 from fedcl.core.seeds import seed_of
 from fedcl.core.tree import settle
 
@@ -33,6 +36,7 @@ class Site:
         fold: Clients in a fold block: sums are made block by block, whatever the engine.
         equal: Whether all replies weigh the same.
         device: Where clients compute.
+        precision: Of matrix products on a GPU; see `reduced`.
     """
 
     population: Population
@@ -43,28 +47,37 @@ class Site:
     fold: int
     equal: bool
     device: torch.device
+    precision: str = "full"
 
     def blocks(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
         """Returns the ids cut into fold blocks."""
         return [tuple(ids[start : start + self.fold]) for start in range(0, len(ids), self.fold)]
 
-    def clients(
-        self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]
-    ) -> list[Client]:
-        """Builds the clients of a block for one exchange."""
+    def _seeds(self, request: Request, ids: Sequence[int]) -> list[int]:
         at = request.position
         # A repeated round draws anew; a first attempt has the seed of a run that was never
         # repeated.
         again = (at.attempt,) if at.attempt else ()
+        return [seed_of(self.seed, at.stage, at.round, at.exchange, *again, id) for id in ids]
+
+    def block(self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]) -> Block:
+        """Builds the clients of a block for one exchange, together."""
+        return self.population.block(
+            ids,
+            request.position.stage,
+            self.model,
+            [memories.get(id) for id in ids],
+            self._seeds(request, ids),
+        )
+
+    def clients(
+        self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]
+    ) -> list[Client]:
+        """Builds the clients of a block for one exchange."""
+        stage = request.position.stage
         return [
-            self.population.client(
-                id,
-                at.stage,
-                self.model,
-                memories.get(id),
-                seed_of(self.seed, at.stage, at.round, at.exchange, *again, id),
-            )
-            for id in ids
+            self.population.client(id, stage, self.model, memories.get(id), seed)
+            for id, seed in zip(ids, self._seeds(request, ids), strict=True)
         ]
 
     def loop(
@@ -72,7 +85,8 @@ class Site:
     ) -> BlockResult:
         """Runs the clients of a block one after the other: the reference."""
         message = settle(request.message, self.device)
-        answers = [self.answer(request, id, memories.get(id), message) for id in ids]
+        with reduced(self.device, self.precision):
+            answers = [self.answer(request, id, memories.get(id), message) for id in ids]
         return self.gather(request, answers)
 
     def batch(
@@ -82,20 +96,9 @@ class Site:
         memories: Mapping[int, Any],
         batching: Batching,
     ) -> BlockResult:
-        """Trains the clients of a block as batched computations; other programs run in a loop."""
-        if not isinstance(request.program, Local) or isinstance(request.message, Each):
-            return self.loop(request, ids, memories)
-        message = settle(request.message, self.device)
-        answers: list[Answer] = []
-        for start in range(0, len(ids), batching.block):
-            chunk = self.clients(request, ids[start : start + batching.block], memories)
-            try:
-                replies = self.trainer.block(request.program, chunk, message)
-            except Exception as error:
-                reason = f"{error} (in its block)"
-                raise failure(request, chunk[0].id, reason) from error
-            answers.extend(map(self._send, chunk, replies))
-        return self.gather(request, answers)
+        """Runs the clients of a block as batched computations, where the program allows it."""
+        with reduced(self.device, self.precision):
+            return run_batched(self, request, ids, memories, batching)
 
     def answer(self, request: Request, id: int, memory: Any, message: Any) -> Answer:
         """Runs one client and the channel's `upload` steps: all that happens where it lives.
@@ -119,9 +122,10 @@ class Site:
             reply = program(client, message)
         except Exception as error:
             raise failure(request, id, str(error) or repr(error)) from error
-        return self._send(client, reply)
+        return self.send(client, reply)
 
-    def _send(self, client: Client, reply: Reply) -> Answer:
+    def send(self, client: Client, reply: Reply) -> Answer:
+        """Takes the channel's `upload` steps, and parts what goes up from what stays."""
         memory = reply.state
         if memory is client.state or isinstance(memory, Unchanged):
             memory = Unchanged()
@@ -172,11 +176,7 @@ class Site:
                 raise failure(request, answer.id, reason)
             bad = not_finite(answer.reply.tensors)
             if bad is not None:
-                reason = (
-                    f"its reply {bad!r} holds NaN or infinity; training diverged: "
-                    "lower training.local.lr"
-                )
-                raise failure(request, answer.id, reason)
+                raise failure(request, answer.id, diverged(bad))
 
 
 def _form(reply: Reply) -> dict[str, tuple[torch.Size, torch.dtype]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -10,11 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedcl.core.cache import Cache
+from fedcl.core.calendar import Calendar, Ids, Path, used_at
 from fedcl.core.dataset import Dataset, IntArray
-from fedcl.core.scenario import Order, Partition, Task
+from fedcl.core.fetch import fetch, fetch_mixed
+from fedcl.core.scenario import Order, Partition, Shares, Task
 from fedcl.core.task import ClientTask, Examples, ScenarioKind, TaskInfo, class_mask
 
 T = TypeVar("T")
+
+_CACHE = 256 * 2**20  # bytes of what takes long to make and is asked for again
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,11 @@ class Stream:
     natural: str = ""
     borders: bool = True
     _memo: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
+    _cache: Cache = field(default_factory=lambda: Cache(_CACHE), repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, object]:
         # A worker works these out again when it needs them: they are functions of the seed.
-        return {**self.__dict__, "_memo": {}}
+        return {**self.__dict__, "_memo": {}, "_cache": Cache(_CACHE)}
 
     def _once(self, key: object, make: Callable[[], T]) -> T:
         if key not in self._memo:
@@ -61,112 +67,123 @@ class Stream:
     @property
     def stages(self) -> int:
         """Number of stages, up to the last one at which a client has data."""
-
-        def count() -> int:
-            last = self.order.stages(len(self.tasks))
-            while last > 1 and not self.meets(last - 1):
-                last -= 1
-            return last
-
-        return self._once("stages", count)
+        return max(1, int(np.flatnonzero(self.calendar.met.any(1)).max(initial=0)) + 1)
 
     @property
     def classes(self) -> int:
         """Size of the fixed label space."""
         return self.dataset.classes
 
-    def shares(self, task: int) -> tuple[IntArray, IntArray]:
-        """Returns `(rows, offsets)`: client i trains on `rows[offsets[i]:offsets[i + 1]]`."""
+    @property
+    def calendar(self) -> Calendar:
+        """Who meets what at which stage."""
+        return self._once(
+            "calendar",
+            lambda: Calendar(self.order, len(self.tasks), self.clients, self.seed, self.shares),
+        )
 
-        def divide() -> tuple[IntArray, IntArray]:
+    def shares(self, task: int) -> Shares:
+        """Returns who holds which of a task's training rows, as places in `tasks[task].train`."""
+
+        def divide() -> Shares:
             pool = self.tasks[task].train
             table = self.dataset.train
             columns = {key: column[pool] for key, column in table.columns.items()}
             if self.natural:
                 columns[self.natural] = np.searchsorted(self.natural_ids(), columns[self.natural])
             seed = self.seed if self.fixed else self.seed + 1 + task
-            order, offsets = self.partition.divide(table.labels[pool], columns, self.clients, seed)
-            return pool[order], offsets
+            return self.partition.divide(table.labels[pool], columns, self.clients, seed)
 
         return self._once(("shares", task), divide)
 
+    def rows(self, client: int, task: int) -> IntArray:
+        """Returns the rows of the training split that a client holds of a task."""
+        return self.tasks[task].train[self.shares(task).rows(client)]
+
+    def sizes(self, task: int) -> IntArray:
+        """Returns the (clients,) number of rows that each client holds of a task."""
+        return self.shares(task).sizes(np.arange(self.clients))
+
     def task_at(self, client: int, stage: int) -> int | None:
         """Returns the task that a client meets at a stage, or None when it has no data then."""
-        task = self.order.task_at(client, stage, len(self.tasks), self.seed)
-        if task is None:
-            return None
-        _, offsets = self.shares(task)
-        return task if offsets[client + 1] > offsets[client] else None
+        task = self.calendar.paths((client,))[0][stage]
+        return task if task >= 0 else None
 
     def members(self, stage: int) -> Sequence[int]:
         """Returns the ids of the clients with data at a stage, ascending."""
-
-        def members() -> Sequence[int]:
-            everyone = range(self.clients)
-            if not self.order.shared:
-                return [client for client in everyone if self.task_at(client, stage) is not None]
-            sizes = np.diff(self.shares(stage)[1])
-            return everyone if bool(np.all(sizes > 0)) else np.flatnonzero(sizes).tolist()
-
-        return self._once(("members", stage), members)
+        return self._cache.get(
+            ("members", stage),
+            lambda: self.calendar.members(stage),
+            lambda ids: ids.array.nbytes if isinstance(ids, Ids) else 0,
+        )
 
     def meets(self, stage: int) -> bool:
-        """Returns whether any client has data at a stage; stops at the first that has."""
-        return any(self.task_at(client, stage) is not None for client in range(self.clients))
+        """Returns whether any client has data at a stage."""
+        return bool(self.calendar.met[stage].any())
 
     def history(self, client: int, stage: int) -> tuple[int, ...]:
         """Returns the tasks that a client has met up to and with a stage, in its own order."""
-        met = (self.task_at(client, earlier) for earlier in range(stage + 1))
-        return tuple(task for task in met if task is not None)
+        met = self.calendar.paths((client,))[0][: stage + 1]
+        return met if self.calendar.full else tuple(task for task in met if task >= 0)
 
     def present(self, stage: int) -> tuple[int, ...]:
         """Returns the tasks that at least one client meets at a stage."""
-        if self.order.shared:
-            return (stage,)
-
-        def met() -> tuple[int, ...]:
-            tasks = {self.task_at(client, stage) for client in self.members(stage)}
-            return tuple(sorted(task for task in tasks if task is not None))
-
-        return self._once(("present", stage), met)
+        return tuple(np.flatnonzero(self.calendar.met[stage]).tolist())
 
     def seen_classes(self, stage: int) -> tuple[int, ...]:
         """Returns the classes that the federation has met up to a stage, ascending."""
+        return self._once(("seen", stage), lambda: self._classes(range(self._around(stage).stop)))
 
-        def seen() -> tuple[int, ...]:
-            met = {task for earlier in range(stage + 1) for task in self.present(earlier)}
-            return tuple(sorted({c for task in met for c in self.tasks[task].classes}))
+    def _around(self, stage: int) -> range:
+        """Returns the stages whose tasks a stage's examples are of: blurred, its neighbours too."""
+        if not self.order.blur:
+            return range(stage, stage + 1)
+        return range(max(0, stage - 1), min(self.stages, stage + 2))
 
-        return self._once(("seen", stage), seen)
+    def _classes(self, stages: range) -> tuple[int, ...]:
+        met = {task for stage in stages for task in self.present(stage)}
+        return tuple(sorted({c for task in met for c in self.tasks[task].classes}))
 
     def info(self, stage: int) -> TaskInfo:
         """Returns what a method may know of a stage."""
-        present = self.present(stage)
-        classes = sorted({c for t in present for c in self.tasks[t].classes})
-        met = sorted(
-            {t for s in range(stage + 1) for t in self.present(s) if len(self.tasks[t].public)}
-        )
-        public = None
-        if met:
-            parts = [self._examples(self.tasks[t], "train", self.tasks[t].public) for t in met]
-            public = Examples(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
+        met = sorted({t for s in range(stage + 1) for t in self.present(s)})
+        parts = [(t, self.tasks[t].public) for t in met if len(self.tasks[t].public)]
         return TaskInfo(
-            stage, tuple(classes), self.seen_classes(stage), self.scenario, self.borders, public
+            stage,
+            self._classes(self._around(stage)),
+            self.seen_classes(stage),
+            self.scenario,
+            self.borders,
+            fetch_mixed(self.dataset.train, self.tasks, parts) if parts else None,
         )
 
     def client_task(self, client: int, stage: int) -> ClientTask:
-        """Returns the masks of a client's own stage; raises ValueError when it has no data then."""
-        task = self.task_at(client, stage)
-        if task is None:
-            raise ValueError(f"client {client} has no data at stage {stage}")
-        history = self.history(client, stage)
-        present = class_mask(self.tasks[task].classes, self.classes)
-        seen = class_mask(sorted({c for t in history for c in self.tasks[t].classes}), self.classes)
-        head = self.head(task, stage)
-        return ClientTask(torch.tensor(len(history) - 1), torch.tensor(task), present, seen, head)
+        """Returns the masks of a client's own stage; raises ValueError when it has no data then.
+
+        Clients with the same history get the same object, so that `is` tells a block of equals.
+        """
+        path = self.calendar.paths((client,))[0]
+        _check(client, path, stage)
+        history, around = self.history(client, stage), self._around(stage)
+        now = path[around.start : around.stop]
+        met = frozenset((*history, *now))
+
+        def make() -> ClientTask:
+            present = self._mask(now)
+            head = present if self.scenario == "task" else self.head(path[stage], stage)
+            index, task = torch.tensor(len(history) - 1), torch.tensor(path[stage])
+            return ClientTask(index, task, present, self._mask(met), head)
+
+        key = ("client task", stage, len(history), now, met)
+        return self._cache.get(key, make, lambda task: 2000 + 3 * self.classes)
+
+    def _mask(self, tasks: Iterable[int]) -> Tensor:
+        """Returns the mask of the classes of some tasks, of which -1 is none."""
+        classes = {c for task in tasks if task >= 0 for c in self.tasks[task].classes}
+        return class_mask(sorted(classes), self.classes)
 
     def head(self, task: int, stage: int) -> Tensor:
-        """Returns the (classes,) mask that training and prediction on a task choose from."""
+        """Returns the (classes,) mask that prediction on a task chooses from."""
         if self.scenario == "task":
             return class_mask(self.tasks[task].classes, self.classes)
         if self.scenario == "class":
@@ -175,20 +192,48 @@ class Stream:
 
     def train(self, client: int, stage: int) -> Examples:
         """Returns a client's own examples of a stage: x (n, ...) float32, y (n,)."""
-        task = self.task_at(client, stage)
-        if task is None:
-            raise ValueError(f"client {client} has no data at stage {stage}")
-        rows, offsets = self.shares(task)
-        return self._examples(
-            self.tasks[task], "train", rows[offsets[client] : offsets[client + 1]]
-        )
+        return self.gather((client,), stage)[0]
+
+    def gather(self, clients: Sequence[int], stage: int) -> tuple[Examples, tuple[int, ...]]:
+        """Returns the examples of several clients, one after the other, and the number of each.
+
+        Clients of one task cost one fetch together.
+        """
+        parts: list[tuple[int, IntArray]] = []
+        counts = []
+        for client, path in zip(clients, self.calendar.paths(clients), strict=True):
+            own = self._parts(client, path, stage)
+            counts.append(sum(len(rows) for _, rows in own))
+            parts += own
+        return fetch_mixed(self.dataset.train, self.tasks, parts), tuple(counts)
+
+    def _parts(self, client: int, path: Path, stage: int) -> list[tuple[int, IntArray]]:
+        """Returns the tasks that a client's examples of a stage come from, with their rows."""
+        _check(client, path, stage)
+        if not self.order.blur:
+            return [(path[stage], self.rows(client, path[stage]))]
+        parts = []
+        for home in self._around(stage):
+            if path[home] >= 0:
+                rows = self.rows(client, path[home])
+                parts.append(
+                    (path[home], rows[used_at(path, home, len(rows), self.order.blur) == stage])
+                )
+        return parts
 
     def held_out(self, task: int, split: str) -> Examples:
-        """Returns a task's `test` or `validation` examples."""
+        """Returns a task's `test` or `validation` examples: not to be written to."""
         chosen = self.tasks[task]
-        if split == "test":
-            return self._examples(chosen, "test", chosen.test)
-        return self._examples(chosen, "train", chosen.validation)
+        table, rows = (
+            (self.dataset.test, chosen.test)
+            if split == "test"
+            else (self.dataset.train, chosen.validation)
+        )
+        return self._cache.get(
+            ("held out", task, split),
+            lambda: fetch(table, rows, chosen.transform),
+            lambda examples: examples.nbytes,
+        )
 
     def owners(self, task: int, split: str) -> IntArray | None:
         """Returns the owner of each held-out row of a task (-1: unknown), or None."""
@@ -210,15 +255,10 @@ class Stream:
 
     def label_counts(self, client: int, task: int) -> IntArray:
         """Returns the (classes,) number of a client's training examples of a task by class."""
-        rows, offsets = self.shares(task)
-        labels = self.dataset.train.labels[rows[offsets[client] : offsets[client + 1]]]
+        labels = self.dataset.train.labels[self.rows(client, task)]
         return np.bincount(labels, minlength=self.classes).astype(np.int64)
 
-    def _examples(self, task: Task, table: str, rows: IntArray) -> Examples:
-        source = self.dataset.train if table == "train" else self.dataset.test
-        x = source.rows(rows)
-        if task.transform is not None:
-            x = task.transform(x)
-        return Examples(
-            torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(source.labels[rows])
-        )
+
+def _check(client: int, path: Path, stage: int) -> None:
+    if path[stage] < 0:
+        raise ValueError(f"client {client} has no data at stage {stage}")

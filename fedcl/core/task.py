@@ -31,7 +31,17 @@ class Examples:
 
     def take(self, rows: Tensor) -> Examples:
         """Returns the chosen rows, in the order given."""
-        return Examples(self.x[rows], self.y[rows], {k: v[rows] for k, v in self.extra.items()})
+        return Examples(
+            self.x.index_select(0, rows),
+            self.y.index_select(0, rows),
+            {name: column.index_select(0, rows) for name, column in self.extra.items()},
+        )
+
+    def part(self, rows: slice) -> Examples:
+        """Returns the rows of a slice, in the same memory."""
+        return Examples(
+            self.x[rows], self.y[rows], {name: column[rows] for name, column in self.extra.items()}
+        )
 
     @property
     def nbytes(self) -> int:

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fedcl.core import client, local, memory, optimizer, task
+from fedcl.core import client, local, memory, moments, optimizer, statistic, task
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Vocabulary:
 
 def vocabulary(method: Any = None, *modules: ModuleType) -> Vocabulary:
     """Returns the vocabulary of core, of a method (its module too) and of further modules."""
-    places = [task, client, local, memory, optimizer, *modules]
+    places = [task, client, local, memory, moments, optimizer, statistic, *modules]
     if method is not None:
         places.append(inspect.getmodule(type(method)) or local)
     classes: dict[str, type] = {}

@@ -6,22 +6,22 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from fedcl.core.dataset import ArrayTable, Dataset, IntArray
 from fedcl.core.errors import ConfigError
+from fedcl.datasets._arrays import Array, channels_first, unfit_row
 from fedcl.datasets._holdout import Mask, block_rows, random_rows
+from fedcl.datasets._labels import class_count, listed
 
 __all__ = ["Npz"]
 
 Holdout = Literal["random", "blocks", "marked"]
-Array: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Npz:
             remedy = "save some for each, or change dataset.test_fraction, block or gap"
             raise archive.error(fact, remedy)
         kinds = [
-            f"{part.values.dtype} of shape {part.values.shape[1:]}, columns {_listed(part.columns)}"
+            f"{part.values.dtype} of shape {part.values.shape[1:]}, columns {listed(part.columns)}"
             for part in (train, test)
         ]
         if kinds[0] != kinds[1]:
@@ -103,7 +103,7 @@ class Npz:
         key = "class_names" if self.labels == "y" else f"{self.labels}_names"
         saved = archive.arrays.get(key, np.empty(0, "U1"))
         names = tuple(map(str, saved)) if (saved.ndim, saved.dtype.kind) == (1, "U") else ()
-        classes = _classes(archive, train.labels, test.labels, len(names))
+        classes = class_count(train.labels, test.labels, names, archive.error)
         return Dataset(archive.path.stem, train, test, classes, train.values.shape[1:], names)
 
     def _table(self, archive: _Archive, keys: Mapping[str, str]) -> ArrayTable:
@@ -129,7 +129,7 @@ class Npz:
     def _divide(self, archive: _Archive, table: ArrayTable) -> tuple[ArrayTable, ArrayTable]:
         name = self.holdout_column if self.holdout != "random" else ""
         if name and name not in table.columns:
-            remedy = f"set dataset.holdout_column to one of: {_listed(table.columns)}"
+            remedy = f"set dataset.holdout_column to one of: {listed(table.columns)}"
             raise archive.error(f"there is no column {name!r}", remedy)
         column = table.columns.get(name, np.zeros_like(table.labels))
         if self.holdout == "random":
@@ -179,7 +179,7 @@ class _Archive:
             if name not in splits[0]:
                 fact = f"{name}_train and {name}_test (or x and y undivided) are not all there"
                 remedy = "save them, or set dataset.labels or dataset.file to what there is"
-                raise self.error(fact, f"{remedy}; found: {_listed(self.arrays)}")
+                raise self.error(fact, f"{remedy}; found: {listed(self.arrays)}")
         return splits
 
 
@@ -196,7 +196,7 @@ def _locate(root: str, file: str) -> Path:
     if file and (folder / file).is_file():
         return folder / file
     fact = f"the file {file} is missing" if file else "no file is chosen"
-    found = _listed(path.name for path in folder.glob("*.npz"))
+    found = listed(path.name for path in folder.glob("*.npz"))
     raise ConfigError(f"{fact}, in {folder} (dataset.root); set dataset.file to one of: {found}")
 
 
@@ -224,18 +224,10 @@ def _inputs(archive: _Archive, key: str) -> Array:
     if values.dtype.kind not in "iubf" or values.ndim < 2 or 0 in values.shape[1:]:
         fact = f"{key} is {values.dtype} of shape {values.shape}"
         raise archive.error(fact, "save inputs as numbers (no Python objects), shape (rows, ...)")
-    step = max(1, 2**20 // math.prod(values.shape[1:]))  # bounds the memory of the check
-    for start in range(0, len(values) if values.dtype.kind == "f" else 0, step):
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
-            finite = np.isfinite(values[start : start + step].astype(np.float32))
-        if not finite.all():
-            row = start + int(np.argmin(finite.reshape(len(finite), -1).all(axis=1)))
-            raise archive.error(f"{key} is NaN or infinite in row {row}", "repair or remove it")
-    if values.dtype == np.uint8 and values.ndim == 3:
-        return values[:, None]
-    if values.dtype == np.uint8 and values.ndim == 4 and values.shape[3] in (1, 3, 4):
-        return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-    return values
+    row = unfit_row(values)
+    if row is not None:
+        raise archive.error(f"{key} is NaN or infinite in row {row}", "repair or remove it")
+    return channels_first(values)
 
 
 def _labels(archive: _Archive, key: str, inputs: str) -> IntArray:
@@ -248,26 +240,3 @@ def _labels(archive: _Archive, key: str, inputs: str) -> IntArray:
         fact = f"{key} has the negative label {labels.min()}"
         raise archive.error(fact, "number the classes from 0 and remove rows without a class")
     return labels
-
-
-def _classes(archive: _Archive, train: IntArray, test: IntArray, named: int) -> int:
-    present = np.unique(train)
-    largest = max(present[-1], test.max())
-    if named and largest >= named:
-        fact = f"the label {largest} lies beyond the {named} names of the classes"
-        raise archive.error(fact, "number the classes from 0, and save a name for each")
-    unseen = np.setdiff1d(test, present)
-    if unseen.size:
-        fact = f"the test labels have classes that train lacks: {_listed(unseen)}"
-        raise archive.error(fact, "remove those rows, or divide the data differently")
-    gaps = np.flatnonzero(present != np.arange(present.size))
-    if gaps.size and not named:
-        fact = f"the train labels go up to {largest} but none is {gaps[0]}"
-        raise archive.error(fact, "number the classes from 0 without gaps, or save class_names")
-    return named or int(largest) + 1
-
-
-def _listed(names: Iterable[Any]) -> str:
-    words = [str(name) for name in sorted(names)]
-    more = f" and {len(words) - 20} more" if len(words) > 20 else ""
-    return (", ".join(words[:20]) or "(none)") + more

@@ -1,7 +1,6 @@
 """Gaussian blobs of any size, computed when fetched: for tests and for a million clients.
 
-Every value is a pure function of (seed, split, row, feature): SplitMix64 hashes the position
-(Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) and the
+Every value is a pure function of (seed, split, row, feature): the position is hashed, and the
 Box-Muller transform makes two normal values of each hash.
 """
 
@@ -16,12 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedcl.core.dataset import Dataset, IntArray
+from fedcl.core.seeds import hashes
 
 __all__ = ["Synthetic"]
 
-_WORD = 2**64 - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _TRAIN, _TEST, _CENTRES, _DOMAINS = range(1, 5)  # which of a seed's independent streams
 _CHUNK = 2**16  # values made at once: bounds the memory of a large fetch and fits the cache
 
@@ -143,13 +140,8 @@ def _normal(seed: int, stream: int, rows: IntArray, width: int) -> npt.NDArray[n
     """Returns (len(rows), width) standard normal values, functions of their position alone."""
     pairs = (width + 1) // 2
     first = rows.astype(np.uint64) * np.uint64(pairs)
-    bits: npt.NDArray[np.uint64] = np.add.outer(first, np.arange(pairs, dtype=np.uint64))
-    bits *= np.uint64(_GOLDEN)
-    bits += np.uint64(_mixed(_mixed(seed) + stream))
-    for shift, factor in _ROUNDS:
-        bits ^= bits >> np.uint64(shift)
-        bits *= np.uint64(factor)
-    bits ^= bits >> np.uint64(31)
+    key = _mixed(_mixed(seed) + stream)
+    bits = hashes(key, np.add.outer(first, np.arange(pairs, dtype=np.uint64)))
     # Box-Muller: the upper half of a hash gives the radius, the lower half the angle.
     radius = np.sqrt(-2.0 * np.log(((bits >> np.uint64(32)) + np.uint64(1)) * 2.0**-32))
     angle = (bits & np.uint64(2**32 - 1)) * (2.0 * math.pi * 2.0**-32)
@@ -158,8 +150,5 @@ def _normal(seed: int, stream: int, rows: IntArray, width: int) -> npt.NDArray[n
 
 
 def _mixed(word: int) -> int:
-    """SplitMix64 of one Python integer, which may be longer than 64 bits."""
-    word = (word + _GOLDEN) & _WORD
-    for shift, factor in _ROUNDS:
-        word = ((word ^ (word >> shift)) * factor) & _WORD
-    return word ^ (word >> 31)
+    """Returns a hash of one integer, of whatever length."""
+    return int(hashes(word, np.ones(1, dtype=np.uint64))[0])

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from torch import nn
 
+from fedcl.core.blockmodel import block_model
+from fedcl.core.cost import SPEED
 from fedcl.core.engine import BlockResult, Engine, Request
-from fedcl.core.population import Memories
+from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 from fedcl.engines.serial import Serial
 from fedcl.engines.vectorized import Vectorized
@@ -18,6 +20,8 @@ from fedcl.engines.vectorized import Vectorized
 __all__ = ["Auto"]
 
 Inner = Literal["serial", "vectorized"]
+
+_RAY_START = 6.0  # seconds that Ray takes to start, about
 
 
 @dataclass
@@ -37,41 +41,38 @@ class Auto:
 
     def open(self, site: Site, launch: Mapping[str, Any]) -> None:
         """Chooses, and opens the choice."""
-        training = launch["training"]
-        cohort = training["cohort"] or launch["clients"]
-        inner, why = self._inner(
-            site.model, min(cohort, site.fold), training["local"].get("batch_size", 1)
-        )
-        blocks = -(-cohort // site.fold)
-        cores = os.cpu_count() or 1
-        # Starting Ray takes some 5 to 10 s, which a run must be long enough to earn back.
-        work = (
-            launch["stages"]
-            * training["rounds"]
-            * cohort
-            * sum(p.numel() for p in site.model.parameters())
-        )
-        if cores > 1 and blocks >= 2 and work > 5e10 and site.device.type == "cpu":
+        inner, workers, self.reason = self.choose(site, launch)
+        if workers:
             from fedcl.engines.ray import Ray
 
-            workers = min(cores, blocks)
             self._chosen = Ray(workers=workers, inner=inner)
-            self.reason = f"ray with {workers} workers over {inner}: {blocks} blocks a round; {why}"
         else:
             self._chosen = Vectorized() if inner == "vectorized" else Serial()
-            self.reason = f"{inner} in this process: {why}"
         self._chosen.open(site, launch)
 
+    def choose(self, site: Site, launch: Mapping[str, Any]) -> tuple[Inner, int, str]:
+        """Returns how a block runs, the number of Ray's workers (0 for none), and why."""
+        training = launch["training"]
+        cohort = min(training["cohort"] or launch["clients"], launch["clients"])
+        inner, why = self._inner(site.model, min(cohort, site.fold))
+        workers = min(os.cpu_count() or 1, -(-cohort // site.fold))
+        seconds = launch["flops"] / SPEED
+        # Another processor's help must be worth more than its start.
+        if workers > 1 and seconds > 10 * _RAY_START and site.device.type == "cpu":
+            reason = (
+                f"ray with {workers} workers over {inner}: some {seconds:.0f} s of training in one "
+                f"process; {why}"
+            )
+            return inner, workers, reason
+        return inner, 0, f"{inner} in this process: {why}"
+
     @staticmethod
-    def _inner(model: nn.Module, together: int, batch_size: int) -> tuple[Inner, str]:
-        linear = not any(isinstance(m, nn.Conv2d | nn.RNNBase) for m in model.modules())
+    def _inner(model: nn.Module, together: int) -> tuple[Inner, str]:
         if together < 4:
             return "serial", f"{together} clients at a time are too few to batch"
-        if not linear:
-            return "serial", "batching clients gains little for convolutions on a CPU"
-        if batch_size >= 64:
-            return "serial", f"batches of {batch_size} already fill the processor"
-        return "vectorized", f"{together} clients at a time, linear layers, batches of {batch_size}"
+        if block_model(model, dict(model.named_parameters())) is None:
+            return "serial", "this model's layers have no batched form that is faster"
+        return "vectorized", f"{together} clients at a time, layers that take all of them at once"
 
     def run(
         self, request: Request, ids: Sequence[int], memories: Memories

@@ -21,7 +21,7 @@ from uuid import uuid4
 from fedcl.core import wire
 from fedcl.core.engine import BlockResult, Request
 from fedcl.core.errors import ConfigError
-from fedcl.core.population import Memories
+from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 
 __all__ = ["Flower"]

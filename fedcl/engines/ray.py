@@ -6,22 +6,25 @@ by the same code and their sums are added in the same order.
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
-from fedcl.core.engine import Batching, BlockResult, Path, Request
-from fedcl.core.errors import ClientError, ConfigError
-from fedcl.core.population import Memories
+from fedcl.core.block import Batching, Path
+from fedcl.core.client import Each
+from fedcl.core.engine import BlockResult, Request
+from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 from fedcl.core.tree import move
+from fedcl.engines._worker import Worker
 
 __all__ = ["Ray"]
+
+_CPU = torch.device("cpu")
 
 
 @dataclass
@@ -29,26 +32,41 @@ class Ray:
     """Workers that each run whole fold blocks.
 
     Attributes:
-        workers: Number of workers; 0 means one a core.
+        workers: Number of workers; 0 means one for each processor, or for each share of a GPU.
+        gpus: GPUs that a worker has: a whole number, or the share of one that several use; then
+            clients run there. 0 means none where the server has none, else that the workers divide
+            the GPUs among them.
         inner: How a worker runs a block: `serial` or `vectorized`.
         block: Clients of one batched computation, when vectorized.
         path: How one computation trains several clients, when vectorized.
-        address: Ray cluster to join; empty starts one in this machine, or joins this process's.
+        tune: Measure, before the run begins, which path and block are fastest here, and write the
+            choice into the run's config.
+        address: Cluster to join: `host:port` of its head, or `auto` for one on this machine, all
+            of whose machines have this Python environment; empty starts Ray on this machine, or
+            joins this process's session.
+        patience: Seconds in which workers must start.
     """
 
     workers: int = 0
+    gpus: float = 0.0
     inner: Literal["serial", "vectorized"] = "vectorized"
     block: int = 16
     path: Path = "auto"
+    tune: bool = False
     address: str = ""
-    _actors: list[Any] = field(default_factory=list, init=False, repr=False)
-    _fold: int = field(default=0, init=False, repr=False)
-    _started: bool = field(default=False, init=False, repr=False)
+    patience: float = 120.0
     _site: Any = field(default=None, init=False, repr=False)
+    _crew: Any = field(default=None, init=False, repr=False)
+    _session: str = field(default="", init=False, repr=False)
+    _started: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, not {self.workers}")
+        if self.gpus < 0 or (self.gpus > 1 and self.gpus % 1):
+            raise ValueError(f"gpus must be a share of one or a whole number, not {self.gpus}")
+        if not self.patience > 0:
+            raise ValueError(f"patience must be above 0, not {self.patience}")
         self._batching = Batching(self.path, self.block)
         if find_spec("ray") is None:
             raise ValueError(
@@ -56,40 +74,28 @@ class Ray:
             )
 
     def open(self, site: Site, launch: Mapping[str, Any]) -> None:
-        """Starts the workers and puts the site, its arrays with it, into the object store once."""
+        """Starts the workers and puts the site, its arrays with it, into the object store once.
+
+        Raises:
+            ConfigError: Ray cannot be started or joined, or has no room for so many workers.
+        """
         import ray
 
-        if not ray.is_initialized():
-            # Workers run at this process's niceness: they are the experiment, not background jobs.
-            os.environ.setdefault("RAY_worker_niceness", "0")
-            options = (
-                {"address": self.address}
-                if self.address
-                else {"num_cpus": max(self.workers, os.cpu_count() or 1)}
-            )
-            try:
-                ray.init(
-                    include_dashboard=False, log_to_driver=False, configure_logging=False, **options
-                )
-            except (ValueError, ConnectionError, RuntimeError) as error:
-                raise ConfigError(
-                    f"[engine] Ray cannot be started or joined: {error}; check engine.address "
-                    f"({self.address!r}), or leave it out"
-                ) from error
-            self._started = True
-        count = self.workers or os.cpu_count() or 1
-        processors = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
-        if count > processors:
-            raise ConfigError(
-                f"engine.workers = {count}, but the Ray session has {processors} processors, so "
-                "some would wait for ever: lower engine.workers"
-            )
-        self._fold = site.fold
-        self._site = ray.put(site)
-        worker = ray.remote(num_cpus=1)(_Worker)
+        from fedcl.engines import _crew, _session
+
+        self._started = _session.enter(self.address, self.workers)
+        self._session = _session.name()
+        there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        workers, gpus = _session.divide(self.workers, self.gpus, site.device, there)
+        self._site = site
+        shared = ray.put(site)
+        device = torch.device("cuda" if gpus else "cpu")
         batching = self._batching if self.inner == "vectorized" else None
-        self._actors = [worker.remote(self._site, batching) for _ in range(count)]
-        ray.get([actor.ready.remote() for actor in self._actors])
+        kind: Any = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(Worker)
+        self._crew = _crew.Crew(
+            lambda: kind.remote(shared, batching, device), workers, self.patience
+        )
+        self._crew.gather()
 
     def run(
         self, request: Request, ids: Sequence[int], memories: Memories
@@ -97,70 +103,41 @@ class Ray:
         """Yields the results of the fold blocks of `ids`, in their order."""
         import ray
 
-        cpu = torch.device("cpu")
-        shared = ray.put(replace(request, message=move(request.message, cpu)))
-        blocks = [
-            tuple(ids[start : start + self._fold]) for start in range(0, len(ids), self._fold)
-        ]
-        # Two blocks wait at each worker, so that none idles until its last result is taken.
-        waiting: deque[tuple[int, Any]] = deque(enumerate(blocks))
-        running: dict[Any, int] = {}
-        done: dict[int, BlockResult] = {}
-        following = 0
-        free = [actor for actor in self._actors for _ in range(2)]
-        owner: dict[Any, Any] = {}
-        while waiting or running or done:
-            while waiting and free:
-                index, block = waiting.popleft()
-                actor = free.pop(0)
-                reference = actor.run.remote(shared, block, memories.load(block))
-                running[reference], owner[reference] = index, actor
-            if running:
-                ready, _ = ray.wait(list(running), num_returns=1)
-                for reference in ready:
-                    done[running.pop(reference)] = self._get(reference)
-                    free.append(owner.pop(reference))
-            while following in done:
-                yield done.pop(following)
-                following += 1
+        from fedcl.engines._crew import Job
 
-    @staticmethod
-    def _get(reference: Any) -> BlockResult:
-        import ray
+        request = replace(request, message=move(request.message, _CPU))
+        each = request.message if isinstance(request.message, Each) else None
+        # In a list, it is fetched when a worker first needs it and not for each call.
+        shared = [ray.put(request if each is None else replace(request, message=None))]
 
-        try:
-            result: BlockResult = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ClientError):
-                raise error.cause from error
-            raise
-        return result
+        def job(block: tuple[int, ...], examples: int) -> Job:
+            def arguments() -> tuple[Any, ...]:
+                own = each and Each({id: each.messages[id] for id in block})
+                return shared, own, block, memories.load(block)
+
+            at = request.position
+            name = (
+                f"program {request.name!r} of clients {block[0]} to {block[-1]} in stage "
+                f"{at.stage}, round {at.round}"
+            )
+            return Job(examples, name, arguments)
+
+        sizes = self._site.population.sizes(ids, request.position.stage)
+        blocks = self._site.blocks(ids)
+        costs = np.add.reduceat(sizes, range(0, len(ids), self._site.fold)) if blocks else ()
+        results: Iterator[BlockResult] = self._crew.run(list(map(job, blocks, costs)))
+        return results
 
     def close(self) -> None:
-        """Ends the workers, and Ray itself when `open` started it."""
-        import ray
+        """Ends the workers, and Ray itself when `open` started it, unless somebody else has."""
+        if self._session:
+            import ray
 
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors, self._site = [], None
-        if self._started:
-            ray.shutdown()
-            self._started = False
+            from fedcl.engines import _session
 
-
-class _Worker:
-    """What runs in a worker process."""
-
-    def __init__(self, site: Site, batching: Batching | None) -> None:
-        torch.set_num_threads(1)
-        self._site, self._batching = site, batching
-
-    def ready(self) -> bool:
-        return True
-
-    def run(self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]) -> BlockResult:
-        if self._batching is not None:
-            result = self._site.batch(request, ids, memories, self._batching)
-        else:
-            result = self._site.loop(request, ids, memories)
-        return move(result, torch.device("cpu"))
+            if _session.name() == self._session:
+                if self._crew is not None:
+                    self._crew.close()
+                if self._started:
+                    ray.shutdown()
+        self._site, self._crew, self._session, self._started = None, None, "", False

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedcl.core.engine import BlockResult, Request
-from fedcl.core.population import Memories
+from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 
 __all__ = ["Serial"]

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedcl.core.engine import Batching, BlockResult, Path, Request
-from fedcl.core.population import Memories
+from fedcl.core.block import Batching, Path
+from fedcl.core.engine import BlockResult, Request
+from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 
 __all__ = ["Vectorized"]
@@ -25,10 +26,13 @@ class Vectorized:
     Attributes:
         block: Clients of one batched computation; a fold block is cut into them.
         path: How one computation trains several clients; `auto` takes what the model allows.
+        tune: Measure, before the run begins, which path and block are fastest here, and write the
+            choice into the run's config.
     """
 
     block: int = 16
     path: Path = "auto"
+    tune: bool = False
     _site: Site | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ EXCHANGE = "query.exchange"
 INTRODUCTION = "query.introduction"
 PROGRAM = "program"
 # What may differ between the two sides: it changes no client's answer.
-_OWN_AFFAIRS = ("engine", "checkpoint", "evaluation")
+_OWN_AFFAIRS = ("engine", "checkpoint", "evaluation", "memory")
 
 
 @dataclass(frozen=True)

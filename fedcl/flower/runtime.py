@@ -7,9 +7,7 @@ workers as it is asked for, lives beside other users of Ray, and ends what it st
 
 from __future__ import annotations
 
-import os
 import threading
-import warnings
 from collections.abc import Callable, Iterable
 from queue import Queue
 from typing import Any, cast
@@ -158,20 +156,3 @@ class Actors(Backend):
             actor = self._actors.pop()
             if ray.is_initialized():
                 ray.kill(actor)
-
-
-def start_ray(workers: int) -> bool:
-    """Starts Ray unless this process has it; returns whether it did."""
-    if ray.is_initialized():
-        return False
-    # Actors run at the niceness of this process; they compute the experiment, no background job.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # Ray tells of defaults to come
-        ray.init(
-            num_cpus=max(workers, os.cpu_count() or 1),
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-        )
-    return True

@@ -14,7 +14,7 @@ from fedcl.core import wire
 from fedcl.core.client import Each, Kept, Unchanged
 from fedcl.core.engine import Answer, BlockResult, Request, failure
 from fedcl.core.errors import ConfigError, ExposureError, FedclError, ResumeError
-from fedcl.core.population import Memories
+from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 from fedcl.core.tree import settle
 from fedcl.flower import messages

@@ -18,7 +18,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedcl.core.errors import FedclError
 from fedcl.flower.client_app import make_app
 from fedcl.flower.post import Post, introduce
-from fedcl.flower.runtime import Actors, simulate, start_ray
+from fedcl.flower.ray_session import start_ray
+from fedcl.flower.runtime import Actors, simulate
 
 
 class Simulation:

@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 from fedcl.core.client import Model
 from fedcl.core.federation import Federation
 from fedcl.core.local import CrossEntropy
-from fedcl.core.method import Method
-from fedcl.core.optimizer import Moments, check_server, server_step
+from fedcl.core.method import Method, Needs, Sizes
+from fedcl.core.optimizer import Moments, check_server, server_needs, server_step
 from fedcl.core.params import Params, add
 
 __all__ = ["FedAvg"]
@@ -48,6 +48,11 @@ class FedAvg(Method[State]):
 
     def __post_init__(self) -> None:
         check_server(self.server, self.server_lr, self.server_momentum)
+
+    def needs(self, sizes: Sizes) -> Needs:
+        """Returns what the server's optimizer remembers."""
+        moments, step = server_needs(self.server, sizes.params // sizes.item)
+        return Needs(state=moments, server=step)
 
     def init(self, params: Params) -> State:
         """Starts from the given parameters."""

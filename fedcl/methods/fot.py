@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,10 +21,11 @@ from fedcl.core.client import Client, Model, Reply
 from fedcl.core.federation import Federation
 from fedcl.core.layers import protected_layers
 from fedcl.core.local import CrossEntropy, own_state
-from fedcl.core.method import Method
-from fedcl.core.optimizer import Moments, check_server, server_step
+from fedcl.core.method import Method, Needs, Sizes
+from fedcl.core.moments import ROWS, InputMoments, Sketch, extended_basis, input_statistics
+from fedcl.core.optimizer import Moments, check_server, server_needs, server_step
 from fedcl.core.params import Params, add
-from fedcl.core.statistics import Sketch, extended_basis, input_statistics
+from fedcl.core.statistic import Statistic
 from fedcl.core.subspace import project_layers
 
 __all__ = ["FOT"]
@@ -113,6 +114,30 @@ class FOT(Method[State]):
             )
         check_server(self.server, self.server_lr, self.server_momentum)
 
+    def needs(self, sizes: Sizes) -> Needs:
+        """Returns what bases, statistics and the largest decomposition take."""
+        widths = {name: width + self.biases for name, (width, _) in sizes.layers.items()}
+        squares = [width * width for width in widths.values()]
+        inputs = [sizes.rows[name] * width for name, width in widths.items()]
+        sent = self.sketch_columns if self.gpse == "sketch" else 0.5
+        local = self.statistics_model == "local"
+        moments, step = server_needs(self.server, sizes.params // sizes.item)
+        largest = max(squares, default=0)
+        return Needs(
+            # A basis has as many directions as its layer has inputs at most.
+            state=8 * sum(squares) + moments,
+            # Sums of a block, of those before, and of all; the matrix, a copy, its eigenvectors and
+            # twice that for LAPACK.
+            server=max(step, int(3 * 8 * sent * sum(squares)) + 5 * 8 * largest),
+            # All layers' inputs, the widest ones in float64 three times; sums, and one that is
+            # packed.
+            client=ROWS * (sizes.item * sum(inputs) + 3 * 8 * max(inputs, default=0))
+            + 2 * 8 * sum(squares)
+            + 2 * 8 * largest,
+            reply=int(sent * sum(squares)) * sizes.item,
+            memory=sizes.params if local else 0,
+        )
+
     # Server half.
 
     def init(self, params: Params) -> State:
@@ -145,8 +170,9 @@ class FOT(Method[State]):
         )
         params = state.params if self.statistics_model == "global" else {}
         clients = fed.members if self.statistics_clients == "members" else fed.cohort
-        program = self.gram if self.gpse == "gram" else self.sketch
-        sums = fed.aggregate(program, Inputs(params, state.basis, layers), clients=clients).sum
+        sums = fed.aggregate(
+            self._program(), Inputs(params, state.basis, layers), clients=clients
+        ).sum
         energy = min(1.0, self.energy + self.energy_step * fed.task.index)
         rounding = torch.finfo(next(iter(state.params.values())).dtype).eps
         basis = {
@@ -154,6 +180,14 @@ class FOT(Method[State]):
             for n in layers
         }
         return replace(state, basis=basis)
+
+    def _program(self) -> Any:
+        """Returns the exact statistic of the global model, or what each client alone can send."""
+        if self.gpse == "sketch":
+            return self.sketch
+        if self.statistics_model == "local" or self.eps_rule == "paper_code":
+            return self.gram
+        return Statistic(InputMoments(self.biases), "gram", exact=("norms",))
 
     # Client half.
 

@@ -13,7 +13,7 @@ import torch
 from fedcl.core.client import Client, Reply
 from fedcl.core.federation import Federation
 from fedcl.core.memory import Rehearsal, RowwiseCrossEntropy, present_rows, with_present
-from fedcl.core.method import Method
+from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.params import Params, add
 from fedcl.core.task import Examples, join
 
@@ -41,6 +41,11 @@ class Joint(Method[State]):
     needs_borders: ClassVar[bool] = True
     paper: ClassVar[str] = "upper reference; a*_j of Chaudhry et al., ECCV 2018"
     client_half: ClassVar[tuple[str, ...]] = ("everything", "keep")
+
+    def needs(self, sizes: Sizes) -> Needs:
+        """Returns the first model, and the memory of a client that keeps all that it meets."""
+        memory = sizes.stages * sizes.share * sizes.example
+        return Needs(state=sizes.params, memory=memory, everyone=True)
 
     def init(self, params: Params) -> State:
         """Remembers the first parameters as every stage's start."""

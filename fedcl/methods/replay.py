@@ -20,7 +20,7 @@ from fedcl.core.memory import (
     share_budget,
     with_present,
 )
-from fedcl.core.method import Method
+from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.params import Params, add
 from fedcl.core.seeds import torch_generator
 from fedcl.core.task import Examples, join
@@ -52,6 +52,10 @@ class Replay(Method[State]):
     def __post_init__(self) -> None:
         if self.budget < 0:
             raise ValueError(f"budget must be at least 0 bytes, not {self.budget}")
+
+    def needs(self, sizes: Sizes) -> Needs:
+        """Returns the memory of a client that keeps all that it meets, or its budget."""
+        return Needs(memory=min(self.budget, sizes.stages * sizes.share * sizes.example))
 
     def init(self, params: Params) -> State:
         """Starts from the given parameters."""

@@ -161,9 +161,14 @@ def accuracy_columns() -> list[Column]:
     return [Column(f"{name} [%]", name) for name in (*names, "learning_accuracy")]
 
 
-def difference_columns() -> list[Column]:
-    """Returns the columns of forgetting and transfer, by the names of METRICS.md."""
-    return [Column(f"{name} [pp]", name) for name in DIFFERENCES]
+def difference_columns(groups: Sequence[Group]) -> list[Column]:
+    """Returns the columns of forgetting and transfer, by the names of METRICS.md.
+
+    Where a federation forgets has columns if one of the groups was decomposed.
+    """
+    halves = ("local_update_loss", "aggregation_loss")
+    told = [name for name in halves if any(group.estimate(name).n for group in groups)]
+    return [Column(f"{name} [pp]", name) for name in (*DIFFERENCES, *told)]
 
 
 def cost_columns(groups: Sequence[Group]) -> list[Column]:
@@ -184,7 +189,7 @@ def cost_columns(groups: Sequence[Group]) -> list[Column]:
 def table(groups: Sequence[Group]) -> list[dict[str, str]]:
     """Returns one row a group: text by column title, the same columns in every row."""
     brief = ("average_accuracy", "forgetting", "backward_transfer", *_BYTES, "seconds")
-    everything = [*accuracy_columns(), *difference_columns(), *cost_columns(groups)]
+    everything = [*accuracy_columns(), *difference_columns(groups), *cost_columns(groups)]
     columns = [column for column in everything if column.name in brief]
     return [
         {"method": group.label, "scenario": group.scenario, "seeds": f"n={len(group.runs)}"}

@@ -11,10 +11,12 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from fedcl.core.errors import ConfigError
+from fedcl.decomposition import Losses, loss_decomposition
 
 T = TypeVar("T")
 Matrix = list[list[float | None]]
@@ -27,12 +29,15 @@ _COLUMNS = {
 _OPTIONAL = (
     "dataset model engine engine_reason pooled_accuracy average_incremental_accuracy "
     "average_accuracy_by_stage anytime_accuracy learning_accuracy forgetting forgetting_first_last "
-    "forgetting_clipped backward_transfer forward_transfer intransigence clients bytes_up "
+    "forgetting_clipped backward_transfer forward_transfer intransigence local_update_loss "
+    "aggregation_loss local_update_loss_by_task aggregation_loss_by_task clients bytes_up "
     "bytes_down bytes_by_payload steps seconds rounds versions command epsilon delta noise"
 )
 _SHAPES = {
     "accuracy_matrix": (list, list),
     "average_accuracy_by_stage": (list,),
+    "local_update_loss_by_task": (list,),
+    "aggregation_loss_by_task": (list,),
     "bytes_by_payload": (dict, dict),
 }
 _REQUIRED = ("method", "stream", "scenario", "seed", "average_accuracy", "accuracy_matrix")
@@ -72,6 +77,8 @@ class Run:
         config_text: The same file as it is written.
         split: Split that the accuracies belong to: test where there is one.
         evaluations: Accuracies on that split after aggregation, in the order of the file.
+        losses: What local training and aggregation lost, by old task and round; empty if no round
+            was decomposed.
         traffic: Bytes by direction ("up", "down") and kind of payload.
         work: Local work by program.
         privacy: Rows of `privacy.csv`.
@@ -83,6 +90,7 @@ class Run:
     config_text: str
     split: str
     evaluations: tuple[Evaluation, ...]
+    losses: Losses
     traffic: Mapping[str, Mapping[str, int]]
     work: tuple[Work, ...]
     privacy: tuple[Mapping[str, str], ...]
@@ -133,6 +141,7 @@ def read_run(path: Path) -> Run:
         config_text=_parse(path, "config.toml", str),
         split=split,
         evaluations=evaluations,
+        losses=_parse(path, "evaluations.csv", partial(_losses, split=split)),
         traffic=summary.get("bytes_by_payload") or traffic,
         work=work,
         privacy=_parse(path, "privacy.csv", lambda text: tuple(_table("privacy.csv", text))),
@@ -217,6 +226,10 @@ def _accuracies(text: str) -> tuple[str, tuple[Evaluation, ...]]:
     ]
     split = next((s for s in ("test", "validation") if any(row.split == s for row in rows)), "test")
     return split, tuple(row for row in rows if row.split == split and math.isfinite(row.value))
+
+
+def _losses(text: str, split: str) -> Losses:
+    return loss_decomposition(_table("evaluations.csv", text), split=split)
 
 
 def _costs(text: str) -> tuple[dict[str, dict[str, int]], tuple[Work, ...]]:

@@ -1,22 +1,24 @@
 """Who holds what: each rule divides the rows of one task among the clients and leaves nobody empty.
 
+Only under `overlapping` may several clients hold the same row.
+
 `PARTITIONS` names them for configs: `partition = { name = "dirichlet", alpha = 0.5 }`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from heapq import heapify, heapreplace
 
 import numpy as np
 
 from fedcl.core.dataset import IntArray
+from fedcl.core.scenario import Shares
 from fedcl.core.seeds import numpy_generator
+from fedcl.streams._division import Division, by_owner, by_sizes, stretches
+from fedcl.streams._overlapping import Overlapping
 
-__all__ = ["PARTITIONS", "Dirichlet", "Iid", "Natural", "Quantity", "Shards"]
-
-Division = tuple[IntArray, IntArray]
+__all__ = ["PARTITIONS", "Dirichlet", "Iid", "Natural", "Overlapping", "Quantity", "Shards"]
 
 
 def _enough(rows: int, clients: int, each: int = 1, option: str = "") -> None:
@@ -28,28 +30,28 @@ def _enough(rows: int, clients: int, each: int = 1, option: str = "") -> None:
         )
 
 
-def _join(shares: Sequence[IntArray]) -> Division:
-    offsets = np.concatenate([[0], np.cumsum([len(share) for share in shares])]).astype(np.int64)
-    return np.concatenate(shares).astype(np.int64), offsets
+def _gifts(sizes: IntArray, minimum: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Returns the rows that must move until everyone has `minimum` rows, one entry for each.
 
+    Always the largest share gives its last row (ties: the first client); there must be enough rows
+    for all.
 
-def _by_sizes(rows: IntArray, sizes: IntArray) -> Division:
-    return rows, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-
-
-def _gifts(sizes: IntArray, minimum: int) -> Iterator[tuple[int, int]]:
-    """Yields (giver, taker) for each row that must move until everyone has `minimum` rows.
-
-    The largest share gives (ties: the first); there must be enough rows for all.
+    Returns:
+        The giver of each row, its place in the giver's share, and its taker.
     """
-    # Takers never have more than the minimum, so that they never come to the top themselves.
-    heap = [(-int(size), client) for client, size in enumerate(sizes)]
-    heapify(heap)
-    for taker in np.flatnonzero(sizes < minimum):
-        for _ in range(minimum - int(sizes[taker])):
-            size, giver = heap[0]
-            heapreplace(heap, (size + 1, giver))
-            yield giver, int(taker)
+    short = np.maximum(minimum - sizes, 0)
+    needed = int(short.sum())
+    # The lowest level down to which nobody has to give more than is needed in all.
+    low, high = minimum, int(sizes.max())
+    while low < high:
+        level = (low + high + 1) // 2
+        enough = int(np.maximum(sizes - level, 0).sum()) >= needed
+        low, high = (level, high) if enough else (low, level - 1)
+    spare = np.maximum(sizes - low, 0)
+    givers = np.repeat(np.arange(len(sizes)), spare)
+    places = stretches(np.full(len(sizes), low), spare)
+    first = np.lexsort((givers, -places))[:needed]
+    return givers[first], places[first], np.repeat(np.arange(len(sizes)), short)
 
 
 def _rounded(shares: np.ndarray, total: int) -> IntArray:
@@ -61,17 +63,22 @@ def _rounded(shares: np.ndarray, total: int) -> IntArray:
     return sizes
 
 
+def _borders(rows: int, parts: int) -> IntArray:
+    """Returns the borders of consecutive parts whose sizes differ by one; the first are larger."""
+    return np.arange(parts + 1) * (rows // parts) + np.minimum(np.arange(parts + 1), rows % parts)
+
+
 @dataclass(frozen=True)
 class Iid:
     """Equal numbers of rows drawn at random."""
 
     def divide(
         self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
-    ) -> Division:
-        """Returns `(order, offsets)`; sizes differ by one at most."""
+    ) -> Shares:
+        """Returns shares whose sizes differ by one at most."""
         _enough(len(labels), clients)
         order = numpy_generator(seed, "iid").permutation(len(labels))
-        return order, np.linspace(0, len(labels), clients + 1).astype(np.int64)
+        return Division(order, np.linspace(0, len(labels), clients + 1).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -94,25 +101,23 @@ class Dirichlet:
 
     def divide(
         self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
-    ) -> Division:
-        """Returns `(order, offsets)`."""
+    ) -> Shares:
+        """Returns shares of at least the minimum, each in random order."""
         _enough(len(labels), clients, self.minimum, "minimum")
         generator = numpy_generator(seed, "dirichlet")
-        parts: list[list[IntArray]] = [[] for _ in range(clients)]
+        owner = np.empty(len(labels), dtype=np.int64)
         for label in np.unique(labels):
             rows = generator.permutation(np.flatnonzero(labels == label))
             shares = generator.gamma(self.alpha, size=clients)
             # A tiny alpha can make every draw 0: then one client, drawn at random, gets the class.
             if shares.sum() <= 0:
                 shares[generator.integers(clients)] = 1.0
-            cuts = np.cumsum(_rounded(shares, len(rows)))[:-1]
-            for own, part in zip(parts, np.split(rows, cuts), strict=True):
-                own.append(part)
-        held = [generator.permutation(np.concatenate(own)) for own in parts]
-        for giver, taker in _gifts(np.array([len(own) for own in held]), self.minimum):
-            held[taker] = np.append(held[taker], held[giver][-1])
-            held[giver] = held[giver][:-1]
-        return _join(held)
+            owner[rows] = np.repeat(np.arange(clients), _rounded(shares, len(rows)))
+        shuffled = generator.permutation(len(labels))
+        held = by_owner(owner, clients, shuffled)
+        givers, places, takers = _gifts(held.sizes(np.arange(clients)), self.minimum)
+        owner[held.order[held.offsets[givers] + places]] = takers
+        return by_owner(owner, clients, shuffled)
 
 
 @dataclass(frozen=True)
@@ -133,16 +138,18 @@ class Shards:
 
     def divide(
         self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
-    ) -> Division:
-        """Returns `(order, offsets)`; shards differ in size by one at most."""
+    ) -> Shares:
+        """Returns shares of shards, which differ in size by one at most."""
         shards = clients * self.per_client
         _enough(len(labels), clients, self.per_client, "per_client")
         generator = numpy_generator(seed, "shards")
         # Shuffled first, so that the rows of one label stand in random order.
         shuffled = generator.permutation(len(labels))
-        pieces = np.array_split(shuffled[np.argsort(labels[shuffled], kind="stable")], shards)
+        by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+        borders = _borders(len(labels), shards)
         drawn = generator.permutation(shards).reshape(clients, self.per_client)
-        return _join([np.concatenate([pieces[s] for s in own]) for own in drawn])
+        starts, sizes = borders[drawn], np.diff(borders)[drawn]
+        return by_sizes(by_label[stretches(starts.ravel(), sizes.ravel())], sizes.sum(axis=1))
 
 
 @dataclass(frozen=True)
@@ -161,16 +168,15 @@ class Quantity:
 
     def divide(
         self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
-    ) -> Division:
-        """Returns `(order, offsets)`."""
+    ) -> Shares:
+        """Returns shares in random order of their rank."""
         _enough(len(labels), clients)
         generator = numpy_generator(seed, "quantity")
         ranks = generator.permutation(clients) + 1
         sizes = _rounded(ranks.astype(np.float64) ** -self.exponent, len(labels))
-        for giver, taker in list(_gifts(sizes, 1)):
-            sizes[giver] -= 1
-            sizes[taker] += 1
-        return _by_sizes(generator.permutation(len(labels)), sizes)
+        givers, _, takers = _gifts(sizes, 1)
+        sizes += np.bincount(takers, minlength=clients) - np.bincount(givers, minlength=clients)
+        return by_sizes(generator.permutation(len(labels)), sizes)
 
 
 @dataclass(frozen=True)
@@ -187,10 +193,9 @@ class Natural:
 
     def divide(
         self, labels: IntArray, columns: Mapping[str, IntArray], clients: int, seed: int
-    ) -> Division:
-        """Returns `(order, offsets)`; the column holds client numbers 0 to clients - 1 here."""
-        owner = columns[self.column]
-        return _by_sizes(np.argsort(owner, kind="stable"), np.bincount(owner, minlength=clients))
+    ) -> Shares:
+        """Returns everybody's own rows; the column holds client numbers 0 to clients - 1 here."""
+        return by_owner(columns[self.column], clients, np.arange(len(labels)))
 
 
 PARTITIONS = {
@@ -199,4 +204,5 @@ PARTITIONS = {
     "shards": Shards,
     "quantity": Quantity,
     "natural": Natural,
+    "overlapping": Overlapping,
 }

@@ -127,7 +127,8 @@ class Scenario(ABC):
                     index,
                     cut.name,
                     classes,
-                    train=cut.train[own == 0],
+                    # Tasks made of the same rows share one array, which a million clients need.
+                    train=cut.train if np.all(own == 0) else cut.train[own == 0],
                     test=cut.test,
                     validation=cut.train[own == 1],
                     public=cut.train[own == 2],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedcl.core.block import Batching, Block
 from fedcl.core.client import Client, Reply
 from fedcl.core.local import Local
-from fedcl.core.sgd import Settings, Trained, train_block, train_one
+from fedcl.core.sgd import Settings, Trained, train_one
+from fedcl.core.together import train_block
+from fedcl.core.trained import BlockReply
 
 __all__ = ["Sgd"]
 
@@ -66,13 +68,9 @@ class Sgd:
         """Returns the program that trains one client."""
         return LocalSgd(local, self.settings)
 
-    def block(self, local: Local, clients: Sequence[Client], message: Any) -> list[Reply]:
+    def block(self, local: Local, block: Block, message: Any, batching: Batching) -> BlockReply:
         """Trains several clients as one batched computation."""
-        trained = train_block(local, self.settings, clients, message)
-        return [
-            _reply(local, client, message, own)
-            for client, own in zip(clients, trained, strict=True)
-        ]
+        return train_block(local, self.settings, block, message, batching)
 
 
 @dataclass(frozen=True)

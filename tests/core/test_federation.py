@@ -19,9 +19,10 @@ from fedcl.core.errors import ClientError, ConfigError, ExposureError
 from fedcl.core.exchange import Exchange
 from fedcl.core.federation import Federation
 from fedcl.core.local import Local, cross_entropy
+from fedcl.core.memories import Memories
 from fedcl.core.method import Method
 from fedcl.core.params import Params, add
-from fedcl.core.population import Memories, Simulated
+from fedcl.core.population import Simulated
 from fedcl.core.scenario import Task
 from fedcl.core.seeds import seed_of
 from fedcl.core.sgd import train_one
@@ -207,16 +208,16 @@ def test_a_memory_stays_with_its_client() -> None:
     fed, door = federation()
     replies = fed.collect(PROBE.remember, Ask(), clients=(1, 2))
     assert all(isinstance(reply.state, Unchanged) for reply in replies)
-    assert sorted(door.memories.pending) == [1, 2]
+    assert sorted(door.memories.load(range(5))) == [1, 2]
     known = [reply.tensors["known"].item() for reply in fed.collect(PROBE.recall, Ask())]
     assert known == [-1.0, 1.0, 2.0, -1.0, -1.0]
     # A state that comes back as it was is no change; None forgets.
-    door.memories.commit()
+    door.memories.keep()
     fed.aggregate(PROBE.recall, Ask())
-    assert door.memories.pending == {}
     fed.aggregate(PROBE.remember, Ask(bad=2), clients=(2,))
-    assert door.memories.pending == {2: None}
     assert door.memories.load([1, 2]) == {1: {"id": torch.tensor(1)}}
+    door.memories.drop()
+    assert sorted(door.memories.load(range(5))) == [1, 2]
 
 
 def test_the_cohort_is_asked_unless_others_are_named() -> None:

@@ -1,4 +1,4 @@
-"""Cohorts are pure functions of their arguments, of the right size and distribution; memories."""
+"""Cohorts are pure functions of their arguments, of the right size and distribution."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedcl.core.population import Memories, Simulated, sample
+from fedcl.core.population import Simulated, sample
 from fedcl.core.scenario import Task
 from fedcl.core.stream import Stream
 from fedcl.streams._order import Shared
@@ -117,32 +117,6 @@ def test_seeds_change_drawn_cohorts_and_turns_do_not() -> None:
     assert sample(range(1000), 20, "fixed", 3, 0) == sample(range(1000), 20, "fixed", 3, 9)
     robin = {sample(range(1000), 20, "round_robin", seed, 4) for seed in range(20)}
     assert len(robin) == 1
-
-
-# Memories.
-
-
-def test_memories_are_pending_until_they_are_committed() -> None:
-    memories = Memories()
-    memories.save({1: "a", 2: "b"})
-    assert memories.load([1, 2, 3]) == {1: "a", 2: "b"}
-    memories.drop()
-    assert memories.load([1, 2, 3]) == {}
-    memories.save({1: "a"})
-    assert memories.commit() == {1: "a"}
-    memories.save({1: "later", 3: None})
-    assert memories.load([1]) == {1: "later"}
-    memories.drop()
-    assert memories.load([1]) == {1: "a"}
-
-
-def test_none_forgets() -> None:
-    memories = Memories({1: "a", 2: "b"})
-    memories.save({1: None, 9: None})
-    assert memories.load([1, 2, 9]) == {2: "b"}
-    assert memories.commit() == {1: None, 9: None}
-    assert memories.committed == {2: "b"}
-    assert memories.pending == {}
 
 
 # Simulated clients.

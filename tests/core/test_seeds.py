@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcl.core.seeds import numpy_generator, seed_of, torch_generator
+from fedcl.core.seeds import hashes, numpy_generator, seed_of, torch_generator, uniforms
 
 POSITION = st.lists(st.integers(-5, 5) | st.sampled_from(["a", "b", "1"]), max_size=4)
 
@@ -64,3 +64,25 @@ def test_neighbours_are_uncorrelated() -> None:
     first = np.array([numpy_generator(5, k).random() for k in range(2000)])
     assert abs(first.mean() - 0.5) < 4 * (1 / 12 / 2000) ** 0.5
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.09
+
+
+def test_hashes_are_splitmix64() -> None:
+    """The reference generator's first values (Steele, Lea and Flood; Vigna's splitmix64.c)."""
+    first = hashes(1234567, np.arange(1, 6, dtype=np.uint64))
+    assert first.tolist() == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+
+
+def test_uniforms_are_functions_of_seed_item_and_draw() -> None:
+    numbers = uniforms(5, np.arange(20_000), 3)
+    assert np.array_equal(uniforms(5, np.array([70, 3]), 3), numbers[[70, 3]])
+    assert not np.array_equal(uniforms(6, np.arange(20_000), 3), numbers)
+    assert numbers.min() >= 0.0 and numbers.max() < 1.0
+    # Ten bins of 6000 each, of standard deviation 73; draws do not know of each other.
+    assert np.abs(np.histogram(numbers, 10, (0, 1))[0] - 6000).max() < 365
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(3)).max() < 0.035

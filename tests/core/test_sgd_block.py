@@ -1,55 +1,30 @@
 """A block of clients trained as one batched computation equals each of them trained alone."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
+from fedcl.core.block import Path
 from fedcl.core.client import Client, Model
 from fedcl.core.local import CrossEntropy, Local, Proximal, cross_entropy
 from fedcl.core.memory import RowwiseCrossEntropy, present_rows
 from fedcl.core.model import Net
-from fedcl.core.sgd import Settings, train_block, train_one
+from fedcl.core.sgd import Settings, train_one
 from fedcl.core.task import ClientTask, Examples
 from fedcl.models.cnn import Cnn
 from fedcl.models.mlp import Mlp
 from tests.core import toys
+from tests.core.blocks import EVERY, FULL, PLAIN, SIZES, block_by, check, clients, mlp
 
-SIZES = (7, 1, 12, 4)  # uneven, and 3, 1, 4 and 2 steps of 3
-
-
-def check(local: Local, options: Settings, clients: Sequence[Client], least: float = 1e-4) -> None:
-    """Asserts that the block and the loop agree, and that training did something."""
-    message = Model(toys.parameters(clients[0].model))
-    before = {name: value.clone() for name, value in message.params.items()}
-    block = train_block(local, options, clients, message)
-    assert toys.distance(before, message.params) == 0.0
-    for client, together in zip(clients, block, strict=True):
-        alone = train_one(local, options, client, message)
-        assert toys.distance(together.params, alone.params) < 1e-12
-        assert together.loss == pytest.approx(alone.loss, abs=1e-12, nan_ok=True)
-        assert (together.steps, together.examples) == (alone.steps, alone.examples)
-        assert toys.distance(together.params, before) > least or not alone.steps
+paths = pytest.mark.parametrize("path", EVERY)
 
 
-def mlp(**options: Any) -> nn.Module:
-    torch.manual_seed(1)
-    return Mlp((8, 5), **options).build((6,), 3).double()
-
-
-def clients(model: nn.Module, sizes: Sequence[int] = SIZES, **options: Any) -> list[Client]:
-    return [toys.client(model, n, id=k, **options) for k, n in enumerate(sizes)]
-
-
-PLAIN = Settings(epochs=2, batch_size=3, lr=0.3)
-FULL = Settings(epochs=2, batch_size=3, lr=0.1, momentum=0.9, weight_decay=0.02)
-
-
+@paths
 @pytest.mark.parametrize(
     "options",
     [
@@ -62,35 +37,40 @@ FULL = Settings(epochs=2, batch_size=3, lr=0.1, momentum=0.9, weight_decay=0.02)
     ],
     ids=str,
 )
-def test_uneven_clients(options: Settings) -> None:
-    check(Local(cross_entropy), options, clients(mlp()))
+def test_uneven_clients(path: Path, options: Settings) -> None:
+    check(path, Local(cross_entropy), options, clients(mlp()))
 
 
-def test_dropout() -> None:
-    check(Local(cross_entropy), FULL, clients(mlp(input_dropout=0.2, dropout=(0.5,))))
+@paths
+def test_dropout(path: Path) -> None:
+    check(path, Local(cross_entropy), FULL, clients(mlp(input_dropout=0.2, dropout=(0.5,))))
 
 
-def test_dropout_with_batches_larger_than_any_share() -> None:
-    check(Local(cross_entropy), Settings(3, 64, 0.3), clients(mlp(dropout=(0.5,))))
+@paths
+def test_dropout_with_batches_larger_than_any_share(path: Path) -> None:
+    check(path, Local(cross_entropy), Settings(3, 64, 0.3), clients(mlp(dropout=(0.5,))))
 
 
-def test_a_convolution_with_group_norm_and_dropout() -> None:
+@paths
+def test_a_convolution_with_group_norm_and_dropout(path: Path) -> None:
     torch.manual_seed(1)
     model = Cnn((4,), 6, 2, dropout=0.5).build((1, 6, 6), 3).double()
-    check(Local(cross_entropy), FULL, clients(model, (5, 1, 8), shape=(1, 6, 6)))
+    check(path, Local(cross_entropy), FULL, clients(model, (5, 1, 8), shape=(1, 6, 6)))
 
 
-def test_a_penalty() -> None:
-    check(Local(cross_entropy, penalty=Proximal(0.7)), FULL, clients(mlp()))
+@paths
+def test_a_penalty(path: Path) -> None:
+    check(path, Local(cross_entropy, penalty=Proximal(0.7)), FULL, clients(mlp()))
 
 
-def test_clients_of_two_tasks_with_heads_of_their_own() -> None:
+@paths
+def test_clients_of_two_tasks_with_heads_of_their_own(path: Path) -> None:
     model = mlp()
     mixed = [
         toys.client(model, n, id=k, head=[0, 1] if k % 2 else [1, 2]) for k, n in enumerate(SIZES)
     ]
     for loss in (cross_entropy, CrossEntropy(masked=True)):
-        check(Local(loss), FULL, mixed)
+        check(path, Local(loss), FULL, mixed)
 
 
 def extra_columns(client: Client, message: object) -> Examples:
@@ -111,77 +91,89 @@ def distill(net: Net, batch: Examples, task: ClientTask, message: Any) -> Tensor
     return own * batch.extra["weight"] + (logits - batch.extra["logits"]).square().mean(1)
 
 
-def test_extra_columns_and_a_teacher() -> None:
-    check(Local(distill, data=extra_columns), FULL, clients(mlp(dropout=(0.3,))))
+@paths
+def test_extra_columns_and_a_teacher(path: Path) -> None:
+    check(path, Local(distill, data=extra_columns), FULL, clients(mlp(dropout=(0.3,))))
 
 
-def test_remembered_rows_with_heads_of_their_own() -> None:
+@paths
+def test_remembered_rows_with_heads_of_their_own(path: Path) -> None:
     def data(client: Client, message: object) -> Examples:
         return present_rows(client)
 
-    check(Local(RowwiseCrossEntropy(), data=data), FULL, clients(mlp()))
+    check(path, Local(RowwiseCrossEntropy(), data=data), FULL, clients(mlp()))
 
 
-def test_columns_must_agree() -> None:
+@paths
+def test_columns_must_agree(path: Path) -> None:
     def data(client: Client, message: object) -> Examples:
         return present_rows(client) if client.id else client.data
 
     model = mlp()
     with pytest.raises(ValueError, match="different extra columns"):
-        train_block(
-            Local(cross_entropy, data=data), PLAIN, clients(model), Model(toys.parameters(model))
+        block_by(
+            path,
+            Local(cross_entropy, data=data),
+            PLAIN,
+            clients(model),
+            Model(toys.parameters(model)),
         )
 
 
+@paths
 @pytest.mark.parametrize("sizes", [(5, 0, 2), (0, 0), (0,)])
-def test_clients_without_examples(sizes: tuple[int, ...]) -> None:
-    check(Local(cross_entropy), FULL, clients(mlp(dropout=(0.2,)), sizes))
+def test_clients_without_examples(path: Path, sizes: tuple[int, ...]) -> None:
+    check(path, Local(cross_entropy), FULL, clients(mlp(dropout=(0.2,)), sizes))
     model = mlp()
     message = Model(toys.parameters(model))
-    trained = train_block(Local(cross_entropy), FULL, clients(model, sizes), message)
+    trained = block_by(path, Local(cross_entropy), FULL, clients(model, sizes), message)
     for size, own in zip(sizes, trained, strict=True):
         assert math.isnan(own.loss) == (size == 0)
 
 
-def test_float32_agrees_to_rounding() -> None:
+@paths
+def test_float32_agrees_to_rounding(path: Path) -> None:
     model = mlp(dropout=(0.5,)).float()
     message = Model(toys.parameters(model))
     some = clients(model, dtype=torch.float32)
-    block = train_block(Local(cross_entropy), FULL, some, message)
+    block = block_by(path, Local(cross_entropy), FULL, some, message)
     for client, together in zip(some, block, strict=True):
         alone = train_one(Local(cross_entropy), FULL, client, message)
         assert together.params["fc1.weight"].dtype == torch.float32
         assert toys.distance(together.params, alone.params) < 1e-5
 
 
-def test_place_and_company_do_not_matter() -> None:
+@paths
+def test_place_and_company_do_not_matter(path: Path) -> None:
     model = mlp(input_dropout=0.2, dropout=(0.5,))
     message = Model(toys.parameters(model))
     a, b, c, d = clients(model)
-    alone = train_block(Local(cross_entropy), FULL, [a], message)[0]
+    alone = block_by(path, Local(cross_entropy), FULL, [a], message)[0]
     for block in ([a, b, c, d], [d, c, b, a], [c, a], [a, a]):
-        trained = train_block(Local(cross_entropy), FULL, block, message)
+        trained = block_by(path, Local(cross_entropy), FULL, block, message)
         own = trained[block.index(a)]
         assert toys.distance(own.params, alone.params) < 1e-12
     # Twice the same client: not only close, but the same masks and rows.
-    twins = train_block(Local(cross_entropy), FULL, [a, a], message)
+    twins = block_by(path, Local(cross_entropy), FULL, [a, a], message)
     assert toys.distance(twins[0].params, twins[1].params) == 0.0
 
 
-def test_the_same_block_gives_the_same_bits() -> None:
+@paths
+def test_the_same_block_gives_the_same_bits(path: Path) -> None:
     model = mlp(dropout=(0.5,))
     message = Model(toys.parameters(model))
     first, second = (
-        train_block(Local(cross_entropy), FULL, clients(model), message) for _ in range(2)
+        block_by(path, Local(cross_entropy), FULL, clients(model), message) for _ in range(2)
     )
     for one, two in zip(first, second, strict=True):
         assert toys.distance(one.params, two.params) == 0.0
 
 
-def test_each_client_owns_its_parameters() -> None:
+@paths
+def test_each_client_owns_its_parameters(path: Path) -> None:
     model = mlp()
     message = Model(toys.parameters(model))
-    for own in train_block(Local(cross_entropy), PLAIN, clients(model), message):
+    for own in block_by(path, Local(cross_entropy), PLAIN, clients(model), message):
         for value in own.params.values():
             # A view would carry the whole block along wherever it is kept or sent.
             assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
@@ -190,6 +182,8 @@ def test_each_client_owns_its_parameters() -> None:
 
 @settings(max_examples=60)
 @given(
+    path=st.sampled_from(EVERY),
+    hidden=st.sampled_from([4, 64]),
     sizes=st.lists(st.integers(0, 9), min_size=1, max_size=4),
     batch=st.integers(1, 5),
     epochs=st.integers(1, 2),
@@ -198,9 +192,17 @@ def test_each_client_owns_its_parameters() -> None:
     rate=st.sampled_from([0.0, 0.5]),
 )
 def test_any_block_equals_its_clients_alone(
-    sizes: list[int], batch: int, epochs: int, limit: int | None, momentum: float, rate: float
+    path: Path,
+    hidden: int,
+    sizes: list[int],
+    batch: int,
+    epochs: int,
+    limit: int | None,
+    momentum: float,
+    rate: float,
 ) -> None:
     torch.manual_seed(0)
-    model = Mlp((4,), dropout=(rate,)).build((6,), 3).double()
+    model = Mlp((hidden,), dropout=(rate,)).build((6,), 3).double()
     options = Settings(epochs, batch, 0.2, momentum, 0.01, limit)
-    check(Local(cross_entropy, Proximal(0.1)), options, clients(model, sizes), least=0.0)
+    for penalty in (None, Proximal(0.1)):
+        check(path, Local(cross_entropy, penalty), options, clients(model, sizes), least=0.0)

@@ -2,7 +2,7 @@
 
 import pickle
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcl.core.dataset import Dataset, IntArray
+from fedcl.core.population import sample
 from fedcl.core.scenario import Order, Partition, Task
 from fedcl.core.stream import Stream
 from fedcl.core.task import ScenarioKind
-from fedcl.streams._order import Shared, Shuffled, Staggered
-from fedcl.streams._partition import Dirichlet, Iid, Natural
+from fedcl.streams._order import Blurred, PowerLaw, Shared, Shuffled, Staggered
+from fedcl.streams._partition import Dirichlet, Iid, Natural, Overlapping, Shards
 from tests.core import toys
 
 
@@ -76,17 +77,19 @@ def stream(
 class Table:
     """An order that is written down: the task of each client at each stage; it starts anew."""
 
-    rows: tuple[tuple[int | None, ...], ...]
+    shared: ClassVar[bool] = False
+    gaps: ClassVar[bool] = True
+    blur: ClassVar[float] = 0.0
 
-    @property
-    def shared(self) -> bool:
-        return False
+    rows: tuple[tuple[int | None, ...], ...]
 
     def stages(self, tasks: int) -> int:
         return len(self.rows[0])
 
-    def task_at(self, client: int, stage: int, tasks: int, seed: int) -> int | None:
-        return self.rows[client][stage]
+    def paths(self, clients: IntArray, tasks: int, seed: int) -> IntArray:
+        return np.array(
+            [[-1 if task is None else task for task in self.rows[c]] for c in clients.tolist()]
+        )
 
 
 OWN = Table(((0, 1, 2), (1, None, 1), (None, None, 0), (2, 1, None)))
@@ -99,14 +102,14 @@ OWN = Table(((0, 1, 2), (1, None, 1), (None, None, 0), (2, 1, None)))
 def test_shares_are_a_division_of_the_tasks_rows(partition: Any) -> None:
     own = stream(partition=partition)
     for task in own.tasks:
-        rows, offsets = own.shares(task.index)
-        assert np.array_equal(np.sort(rows), task.train)
-        assert (offsets[0], offsets[-1]) == (0, len(task.train))
+        held = [own.rows(client, task.index) for client in range(4)]
+        assert np.array_equal(np.sort(np.concatenate(held)), task.train)
+        assert own.sizes(task.index).tolist() == [len(rows) for rows in held]
         for client in range(4):
             examples = own.train(client, task.index)
             shift = 0.5 if task.index == 1 else 0.0
             found = (examples.x[:, 0] - shift).int().tolist()
-            assert found == rows[offsets[client] : offsets[client + 1]].tolist()
+            assert found == held[client].tolist()
             assert examples.y.tolist() == own.dataset.train.labels[found].tolist()
             assert (examples.x.dtype, examples.y.dtype) == (torch.float32, torch.int64)
             counts = np.bincount(examples.y.numpy(), minlength=6)
@@ -115,7 +118,7 @@ def test_shares_are_a_division_of_the_tasks_rows(partition: Any) -> None:
 
 def positions(own: Stream, task: int) -> list[int]:
     """Returns where in the task's rows each share's rows stand."""
-    rows, _ = own.shares(task)
+    rows = np.concatenate([own.rows(client, task) for client in range(own.clients)])
     found: list[int] = np.searchsorted(own.tasks[task].train, rows).tolist()
     return found
 
@@ -175,9 +178,8 @@ def test_classes_are_seen_once_anybody_has_met_them() -> None:
 def test_stages_at_whose_end_nobody_has_data_are_left_out() -> None:
     assert stream(order=Table(((0, 1, None, None), (None, 0, None, None))), clients=2).stages == 2
     assert stream(order=Staggered(delay=5, late=0.0)).stages == 3
-    starts = [Staggered(4, 0.5).task_at(client, 0, 3, 3) for client in range(4)]
     late = stream(order=Staggered(delay=4, late=0.5))
-    assert None in starts
+    assert None in [late.task_at(client, 0) for client in range(4)]
     assert late.members(late.stages - 1)
     assert all(2 in late.history(client, late.stages - 1) for client in range(4))
 
@@ -293,7 +295,7 @@ def natural(test_owner: list[int] | None) -> Stream:
 def test_natural_clients_go_by_the_rank_of_their_name() -> None:
     own = natural([30, 70])
     assert own.natural_ids().tolist() == [10, 30, 70]
-    assert [own.members(stage) for stage in range(2)] == [[0, 2], range(3)]
+    assert [list(own.members(stage)) for stage in range(2)] == [[0, 2], [0, 1, 2]]
     assert [toys.rows_of(own.train(client, 1)) for client in range(3)] == [[7, 11], [9, 10], [8]]
     assert own.history(1, 1) == (1,)
     assert own.client_task(1, 1).index.item() == 0
@@ -317,19 +319,20 @@ def test_natural_clients_own_their_test_rows() -> None:
 
 def test_pickling_drops_what_was_worked_out_and_gives_the_same_shares() -> None:
     own = stream("class", order=Shuffled(), partition=Dirichlet(0.1))
-    shares = [own.shares(task) for task in range(3)]
+    shares = [[own.rows(client, task) for client in range(4)] for task in range(3)]
+    kept = own.shares(0)
     info = own.info(1)
     fresh = len(pickle.dumps(stream("class", order=Shuffled(), partition=Dirichlet(0.1))))
     data = pickle.dumps(own)
     assert abs(len(data) - fresh) < 32
     again: Stream = pickle.loads(data)
     assert again._memo == {}
-    for task, (rows, offsets) in enumerate(shares):
-        assert np.array_equal(again.shares(task)[0], rows)
-        assert np.array_equal(again.shares(task)[1], offsets)
+    for task, held in enumerate(shares):
+        for client, rows in enumerate(held):
+            assert np.array_equal(again.rows(client, task), rows)
     assert again.info(1) == info
     # The one that was pickled has forgotten nothing.
-    assert own.shares(0) is shares[0]
+    assert own.shares(0) is kept
 
 
 def test_shares_are_worked_out_once() -> None:
@@ -344,3 +347,134 @@ def test_examples_are_fresh_each_time() -> None:
     own.train(0, 0).y.zero_()
     assert own.train(0, 0).x.abs().sum() > 0
     assert set(own.train(0, 0).y.tolist()) == {0, 1}
+
+
+# Many clients at once.
+
+
+@pytest.mark.parametrize("order", [Shared(), OWN], ids=["shared", "own"])
+@pytest.mark.parametrize("clients", [(0,), (3, 0), (0, 3, 0)])
+def test_gathered_examples_are_those_of_each_client_in_turn(
+    order: Order, clients: tuple[int, ...]
+) -> None:
+    own = stream(order=order, partition=Dirichlet(0.3))
+    for stage in range(2):
+        together, counts = own.gather(clients, stage)
+        alone = [own.train(client, stage) for client in clients]
+        assert counts == tuple(map(len, alone))
+        assert torch.equal(together.x, torch.cat([one.x for one in alone]))
+        assert torch.equal(together.y, torch.cat([one.y for one in alone]))
+        assert (together.x.dtype, together.y.dtype) == (torch.float32, torch.int64)
+    with pytest.raises(ValueError, match="client 1 has no data at stage 1"):
+        stream(order=OWN).gather((0, 1), 1)
+
+
+def test_clients_of_the_same_history_share_their_masks() -> None:
+    own = stream()
+    assert own.client_task(0, 1) is own.client_task(3, 1)
+    assert own.client_task(0, 1) is not own.client_task(0, 2)
+    apart = stream(order=Table(((0, 1), (0, 1), (1, 0), (0, 0))))
+    assert apart.client_task(0, 1) is apart.client_task(1, 1)
+    assert len({id(apart.client_task(client, 1)) for client in range(4)}) == 3
+
+
+# Blurred borders.
+
+
+def blurred(kind: ScenarioKind = "class", **options: Any) -> Stream:
+    return stream(kind, order=Blurred(0.25), clients=2, **options)
+
+
+@pytest.mark.parametrize("partition", [Iid(), Dirichlet(0.3), Shards(2)], ids=str)
+def test_blurred_examples_are_used_once_and_mostly_at_home(partition: Any) -> None:
+    own = blurred(partition=partition)
+    expected = [[0.75, 0.25, 0.0], [0.25, 0.5, 0.25], [0.0, 0.25, 0.75]]
+    for client in range(2):
+        used = [own.train(client, stage) for stage in range(3)]
+        # Inputs are row numbers, and those of task 1 half a row more.
+        rows = [examples.x[:, 0] for examples in used]
+        shares = [own.rows(client, task) + (0.5 if task == 1 else 0.0) for task in range(3)]
+        assert sorted(torch.cat(rows).tolist()) == sorted(np.concatenate(shares).tolist())
+        for stage, found in enumerate(rows):
+            of = [np.isin(found, share).sum() for share in shares]
+            assert all(
+                abs(number - share * len(shares[task])) <= 2
+                for task, (number, share) in enumerate(zip(of, expected[stage], strict=True))
+            )
+            assert used[stage].y.tolist() == own.dataset.train.labels[found.int()].tolist()
+
+
+def test_blurred_stages_are_gathered_in_one_block() -> None:
+    own = blurred()
+    together, counts = own.gather((1, 0), 1)
+    alone = [own.train(client, 1) for client in (1, 0)]
+    assert counts == tuple(map(len, alone))
+    assert torch.equal(together.x, torch.cat([one.x for one in alone]))
+    assert torch.equal(together.y, torch.cat([one.y for one in alone]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [("task", (0, 1, 2, 3)), ("class", (0, 1, 2, 3)), ("domain", tuple(range(6)))],
+)
+def test_blurred_masks_cover_the_neighbours(kind: ScenarioKind, head: tuple[int, ...]) -> None:
+    own = blurred(kind)
+    first, second = own.client_task(0, 0), own.client_task(0, 1)
+    assert first.present.tolist() == first.seen.tolist() == mask(0, 1, 2, 3)
+    assert first.head.tolist() == mask(*head)
+    assert second.present.tolist() == second.seen.tolist() == mask(*range(6))
+    assert (second.index.item(), second.task.item()) == (1, 1)
+    assert own.info(0).classes == own.seen_classes(0) == (0, 1, 2, 3)
+    # A task is met at its own stage, and predicting on it with its task known is as ever.
+    assert [own.present(stage) for stage in range(3)] == [(0,), (1,), (2,)]
+    assert own.history(0, 1) == (0, 1)
+    if kind == "task":
+        assert own.head(0, 0).tolist() == mask(0, 1)
+
+
+def test_who_misses_a_stage_keeps_what_would_move_there() -> None:
+    owner = [10] * 40 + [20] * 40 + [10] * 40
+    data = toys.dataset([0] * 120, columns={"who": owner})
+    rows = toys.ints(range(120))
+    tasks = tuple(
+        Task(t, str(t), (0,), rows[40 * t : 40 * t + 40], rows[:1], rows[:0], rows[:0])
+        for t in range(3)
+    )
+    own = Stream("toy", "domain", data, tasks, 2, Natural("who"), Blurred(0.2), 0, natural="who")
+    assert [list(own.members(stage)) for stage in range(3)] == [[0], [1], [0]]
+    assert [toys.rows_of(own.train(0, stage)) for stage in (0, 2)] == [
+        list(range(40)),
+        list(range(80, 120)),
+    ]
+    assert toys.rows_of(own.train(1, 1)) == list(range(40, 80))
+
+
+# A million clients.
+
+
+@pytest.mark.parametrize("order", [Shared(), Shuffled(), Staggered(2, 0.5), PowerLaw(length=6)])
+def test_a_million_clients_cost_what_their_cohort_costs(order: Order) -> None:
+    million = stream(order=order, clients=10**6, partition=Overlapping(5))
+    few = stream(order=order, clients=20, partition=Overlapping(5))
+    members = million.members(2)
+    assert 10**5 < len(members) <= 10**6
+    chosen = sample(members, 8, "fixed", seed=1, turn=0)
+    assert all(type(client) is int for client in chosen)
+    examples, counts = million.gather(chosen, 2)
+    assert (counts, len(examples)) == ((5,) * 8, 40)
+    assert len(pickle.dumps(million)) < 20_000
+    # Who else is registered changes nothing.
+    for client in few.members(2)[:3]:
+        assert toys.rows_of(few.train(client, 2)) == toys.rows_of(million.train(client, 2))
+        assert few.history(client, 2) == million.history(client, 2)
+
+
+def test_held_out_examples_are_kept_within_bounds() -> None:
+    own = stream()
+    first = own.held_out(1, "test")
+    assert own.held_out(1, "test") is first
+    assert own.held_out(1, "validation") is not first
+    own._cache.limit = first.nbytes
+    own.held_out(2, "test")
+    assert own.held_out(1, "test") is not first
+    assert torch.equal(own.held_out(1, "test").x, first.x)

@@ -12,6 +12,7 @@ from fedcl.core.model import Architecture, Net, check_model, dropouts
 from fedcl.models.alexnet import Alexnet
 from fedcl.models.cnn import Cnn
 from fedcl.models.mlp import Mlp
+from fedcl.models.resnet18_gn import Resnet18Gn
 
 CASES: list[tuple[Architecture, tuple[int, ...]]] = [
     (Mlp(), (20,)),
@@ -22,6 +23,9 @@ CASES: list[tuple[Architecture, tuple[int, ...]]] = [
     (Cnn(channels=(5,), groups=0), (2, 2, 2)),
     (Alexnet(width=0.05), (3, 32, 32)),
     (Alexnet(width=0.05, dropout=(0.0, 0.0)), (1, 19, 24)),
+    (Resnet18Gn(width=4), (3, 8, 13)),
+    (Resnet18Gn(width=3, groups=0), (1, 15, 9)),
+    (Resnet18Gn(width=4, groups=4, stem="imagenet", zero_init=True), (3, 33, 50)),
 ]
 
 

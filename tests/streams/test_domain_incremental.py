@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import rotate
 
 from fedcl.core.dataset import ArrayTable, Dataset
 from fedcl.core.errors import ConfigError
@@ -58,11 +59,10 @@ def test_the_first_task_is_the_original_and_others_permute_all_inputs_alike() ->
 
 def test_training_and_test_inputs_are_permuted_alike() -> None:
     stream = build()
-    rows, offsets = stream.shares(2)
     change = stream.tasks[2].transform
     assert change is not None
     own = stream.train(1, 2)
-    raw = stream.dataset.train.rows(rows[offsets[1] : offsets[2]])
+    raw = stream.dataset.train.rows(stream.rows(1, 2))
     assert np.array_equal(own.x.numpy(), change(raw))
     assert own.x.is_contiguous()
 
@@ -133,6 +133,21 @@ def test_turned_images_stay_in_range_and_are_empty_outside() -> None:
     assert turned.max() == pytest.approx(1.0)
     assert np.all(turned[:, :, 0, 0] == 0.0)
     assert np.allclose(turned[:, :, 4, 4], 1.0)
+
+
+@pytest.mark.parametrize("degrees", [0.5, 17.0, 45.0, 90.0, 130.0, -60.0, 359.0])
+@pytest.mark.parametrize("shape", [(5, 1, 28, 28), (3, 3, 32, 32), (2, 2, 9, 14), (1, 1, 1, 4)])
+def test_images_turn_as_scipy_turns_them(degrees: float, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).random(shape, dtype=np.float32)
+    expected = rotate(x, degrees, axes=(3, 2), reshape=False, order=1)
+    assert np.abs(Rotate(degrees)(x) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("change", [Rotate(17.0), Permute(toys.ints(np.arange(72)[::-1].copy()))])
+def test_each_input_is_changed_by_itself(change: Any) -> None:
+    x = images().test.rows(np.arange(20))
+    alone = np.concatenate([change(x[i : i + 1]) for i in range(20)])
+    assert np.array_equal(change(x), alone)
 
 
 def test_angles_go_in_equal_steps_from_zero() -> None:

@@ -27,16 +27,19 @@ RULES: list[Any] = [
 ]
 
 
+def shares(rule: Any, labels: Any, clients: int, seed: int = 0) -> list[IntArray]:
+    """Returns each client's rows, after checking that the sizes are those of the rows."""
+    held = rule.divide(np.asarray(labels, dtype=np.int64), {}, clients, seed)
+    rows = [held.rows(client) for client in range(clients)]
+    assert held.sizes(np.arange(clients)).tolist() == [len(own) for own in rows]
+    return rows
+
+
 def divide(rule: Any, labels: Any, clients: int, seed: int = 0) -> list[IntArray]:
     """Returns each client's rows, after checking that they are a true division."""
-    labels = np.asarray(labels, dtype=np.int64)
-    order, offsets = rule.divide(labels, {}, clients, seed)
-    assert (order.dtype, offsets.dtype) == (np.int64, np.int64)
-    assert len(offsets) == clients + 1
-    assert (offsets[0], offsets[-1]) == (0, len(labels))
-    assert np.all(np.diff(offsets) >= 0)
-    assert np.array_equal(np.sort(order), np.arange(len(labels)))
-    return [order[offsets[i] : offsets[i + 1]] for i in range(clients)]
+    rows = shares(rule, labels, clients, seed)
+    assert np.array_equal(np.sort(np.concatenate(rows)), np.arange(len(labels)))
+    return rows
 
 
 def least(rule: Any) -> int:
@@ -257,11 +260,10 @@ def test_ranks_are_in_random_order_and_labels_even() -> None:
 
 def test_natural_owners_keep_their_rows_in_order() -> None:
     owner = np.array([2, 0, 2, 4, 0, 2])
-    order, offsets = Natural("who").divide(np.zeros(6, dtype=np.int64), {"who": owner}, 5, 0)
-    shares = [order[offsets[i] : offsets[i + 1]].tolist() for i in range(5)]
+    held = Natural("who").divide(np.zeros(6, dtype=np.int64), {"who": owner}, 5, 0)
     # 1 and 3 are missing in this task.
-    assert shares == [[1, 4], [], [0, 2, 5], [], [3]]
-    assert offsets.dtype == np.int64
+    assert [held.rows(i).tolist() for i in range(5)] == [[1, 4], [], [0, 2, 5], [], [3]]
+    assert held.sizes(np.arange(5)).tolist() == [2, 0, 3, 0, 1]
 
 
 # Options.
@@ -282,5 +284,12 @@ def test_options_are_checked(make: Any, words: str) -> None:
 
 
 def test_configs_find_every_rule_by_name() -> None:
-    assert sorted(PARTITIONS) == ["dirichlet", "iid", "natural", "quantity", "shards"]
+    assert sorted(PARTITIONS) == [
+        "dirichlet",
+        "iid",
+        "natural",
+        "overlapping",
+        "quantity",
+        "shards",
+    ]
     assert all(isinstance(kind(), kind) for kind in PARTITIONS.values())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedcl.core.block import Batching, block_of
 from fedcl.core.client import Client, Model
 from fedcl.core.local import Local, cross_entropy
 from fedcl.core.params import Params
@@ -74,16 +75,18 @@ def test_parts_decide_what_is_trained_kept_and_reported() -> None:
 def test_a_block_answers_as_its_clients_alone() -> None:
     clients, message = some(7, 1, 4)
     local = Local(cross_entropy, keep=keep)
-    for client, reply in zip(clients, TRAINER.block(local, clients, message), strict=True):
+    reply = TRAINER.block(local, block_of(clients), message, Batching())
+    for k, client in enumerate(clients):
         alone = TRAINER(local)(client, message)
-        assert toys.distance(reply.tensors, alone.tensors) < 1e-12
-        assert toys.distance(reply.state["params"], alone.state["params"]) < 1e-12
-        assert (reply.weight, reply.steps, reply.examples) == (
+        tensors = local.report(client, message, reply.trained.params(k))
+        assert toys.distance(tensors, alone.tensors) < 1e-12
+        assert toys.distance(reply.state(k)["params"], alone.state["params"]) < 1e-12
+        assert (reply.weights[k], reply.trained.steps[k], reply.trained.visits[k]) == (
             alone.weight,
             alone.steps,
             alone.examples,
         )
-        assert reply.metrics["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-12)
+        assert reply.metrics[k]["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-12)
 
 
 def test_no_examples_have_no_weight_and_no_loss() -> None:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fedcl.core.client import Client
 from fedcl.core.layers import append_one, layer_inputs
+from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.core.seeds import torch_generator
 from fedcl.core.subspace import extend, needed_rank, pack, residual, unpack
+from fedcl.core.task import ClientTask, Examples
 
-_ROWS = 128
+ROWS = 128  # examples whose layer inputs are looked at together
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,40 @@ class Sketch:
         if self.noise == "normal":
             return torch.randn(shape, generator=generator, dtype=torch.float64)
         return torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """Gram matrices of the layer inputs' residual, as a `Statistic` measures them.
+
+    Attributes:
+        biases: Whether inputs get a constant 1 for the bias.
+    """
+
+    biases: bool = False
+
+    def __call__(
+        self, net: Net, rows: Examples, task: ClientTask, message: Any
+    ) -> dict[str, Tensor]:
+        """Returns what `input_statistics` sends, with 0 for the sum that is none over examples.
+
+        Args:
+            net: The network with the message's parameters.
+            rows: Examples.
+            task: Not looked at.
+            message: Has `basis` and `layers` as in `input_statistics`.
+        """
+        found: dict[str, Tensor] = {}
+        for name, x in layer_inputs(net.model, net.params or {}, rows.x).items():
+            if name not in message.layers:
+                continue
+            x = append_one(net.model, name, x.double()) if self.biases else x.double()
+            rest = residual(x, message.basis.get(name))
+            found[f"gram/{name}"] = pack(rest.T @ rest)
+            sizes = [x.square().sum(), rest.square().sum()]
+            ends = [x.new_tensor(float(len(rows))), x.new_tensor(0.0)]
+            found[f"norms/{name}"] = torch.stack([ends[0], *sizes, ends[1]])
+        return found
 
 
 def input_statistics(
@@ -67,7 +103,7 @@ def input_statistics(
     generator = torch_generator(client.seed, "sketch")
     found: dict[str, Tensor] = {}
     norms = {name: torch.zeros(2, dtype=torch.float64) for name in layers}
-    for batch in client.data.x.split(_ROWS):
+    for batch in client.data.x.split(ROWS):
         for name, x in layer_inputs(client.model, params, batch).items():
             if name not in norms:
                 continue

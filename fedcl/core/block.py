@@ -1,0 +1,192 @@
+"""Several clients of one computation, and which of their rows are visited in which step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedcl.core.client import Client
+from fedcl.core.task import ClientTask, Examples, join
+
+Path = Literal["auto", "loop", "fused", "grouped", "vmap", "compiled"]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How a fold block is batched; it decides bits, so it is a part of the config.
+
+    Attributes:
+        path: How one computation trains several clients; `loop`, `fused` (block layers, one
+            convolution after the other), `grouped` (the same with one grouped convolution), `vmap`,
+            `compiled` (the same through torch.compile), or `auto`: `fused` where model and loss
+            allow it, else `vmap`.
+        block: Clients of one computation; a fold block is cut into them.
+    """
+
+    path: Path = "auto"
+    block: int = 16
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise ValueError(f"block must be at least 1, not {self.block}")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Clients of one batched computation; their examples lie one after the other.
+
+    Attributes:
+        ids: Their ids, ascending.
+        model: The architecture.
+        data: The examples of all of them.
+        sizes: Examples of each.
+        tasks: Masks of each; one object where they are the same.
+        states: What each remembers, or None.
+        seeds: Seed of each in this exchange.
+    """
+
+    ids: tuple[int, ...]
+    model: nn.Module
+    data: Examples
+    sizes: tuple[int, ...]
+    tasks: tuple[ClientTask, ...]
+    states: tuple[Any, ...]
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Row of `data` at which each client's examples begin."""
+        starts = [0]
+        for size in self.sizes:
+            starts.append(starts[-1] + size)
+        return starts
+
+    def client(self, k: int) -> Client:
+        """Returns the k-th client by itself."""
+        data = self.data.part(slice(self.starts[k], self.starts[k + 1]))
+        return Client(self.ids[k], self.model, data, self.tasks[k], self.states[k], self.seeds[k])
+
+    @cached_property
+    def task(self) -> ClientTask | None:
+        """The one task of all clients, or None when they differ."""
+        first = self.tasks[0]
+        return first if all(same_task(task, first) for task in self.tasks) else None
+
+
+def same_task(a: ClientTask, b: ClientTask) -> bool:
+    """Whether two tasks have the same masks; a common object says so at once."""
+    return a is b or all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+
+
+def block_of(clients: Sequence[Client]) -> Block:
+    """Returns clients that were built one by one as a block.
+
+    Raises:
+        ValueError: Their examples have different extra columns.
+    """
+    if any(c.data.extra.keys() != clients[0].data.extra.keys() for c in clients):
+        raise ValueError("the examples of one block have different extra columns")
+    return Block(
+        tuple(c.id for c in clients),
+        clients[0].model,
+        join([c.data for c in clients]),
+        tuple(len(c.data) for c in clients),
+        tuple(c.task for c in clients),
+        tuple(c.state for c in clients),
+        tuple(c.seed for c in clients),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows that each client visits in each step, padded to the widest batch.
+
+    Clients stand in order of falling numbers of steps, so that those still at work in a step are
+    the first ones: who has finished costs nothing.
+
+    Attributes:
+        order: Places in the block of the clients as they stand here.
+        rows: (clients, steps, batch) int64 rows of the block's examples; padding repeats a row
+            that the client has visited by then, so that it brings in no NaN of its own.
+        weights: (clients, steps, batch) 1 / batch size of the step, 0 for padding.
+        working: Number of clients at work in each step.
+        steps: Steps of each client, in the block's order.
+        visits: Examples passed by each client, in the block's order.
+    """
+
+    order: tuple[int, ...]
+    rows: Tensor
+    weights: Tensor
+    working: tuple[int, ...]
+    steps: tuple[int, ...]
+    visits: tuple[int, ...]
+
+    @property
+    def even(self) -> bool:
+        """Whether all clients do the same number of full steps."""
+        return not self.padded and len(set(self.steps)) == 1
+
+    @property
+    def padded(self) -> int:
+        """Rows that are computed and thrown away."""
+        return sum(self.working) * self.rows.shape[2] - sum(self.visits)
+
+
+def make_plan(
+    visits: Sequence[Tensor],
+    sizes: Sequence[int],
+    starts: Sequence[int],
+    batch_size: int,
+    dtype: torch.dtype,
+) -> Plan:
+    """Returns the plan of a block.
+
+    Args:
+        visits: For each client the rows that it visits, pass after pass, counted from its own first
+            example.
+        sizes: Examples of each client: a pass is cut into batches, the last takes what is left.
+        starts: Row of the block at which each client's examples begin.
+        batch_size: Rows of a step.
+        dtype: Type of the weights.
+    """
+    passed = tuple(own.shape[0] for own in visits)
+    cuts = [_cut(n, size, batch_size) for n, size in zip(passed, sizes, strict=True)]
+    steps = tuple(len(own) for own in cuts)
+    order = tuple(sorted(range(len(visits)), key=lambda k: -steps[k]))
+    longest, widest = max(steps, default=0), max((max(own, default=0) for own in cuts), default=0)
+    shape = (len(visits), longest, widest)
+    if all(own == cuts[0] for own in cuts) and passed[0] == longest * widest:
+        rows = torch.stack(list(visits)) + torch.tensor(starts[: len(visits)])[:, None]
+        weights = torch.full(shape, 1.0 / max(1, widest), dtype=dtype)
+        return Plan(order, rows.view(shape), weights, (len(visits),) * longest, steps, passed)
+    index = torch.zeros(shape, dtype=torch.int64)
+    weights = torch.zeros(shape, dtype=dtype)
+    for place, k in enumerate(order):
+        if not steps[k]:
+            continue
+        index[place] = starts[k]
+        for step, own in enumerate(visits[k].split(cuts[k])):
+            index[place, step, : cuts[k][step]] += own
+            weights[place, step, : cuts[k][step]] = 1.0 / cuts[k][step]
+    working = tuple(sum(1 for n in steps if n > step) for step in range(longest))
+    return Plan(order, index, weights, working, steps, passed)
+
+
+def _cut(visits: int, size: int, batch_size: int) -> list[int]:
+    """Returns the number of rows of each step: passes of `size` rows, cut into batches."""
+    cuts: list[int] = []
+    while visits > 0:
+        left = min(size, visits)
+        visits -= left
+        while left > 0:
+            cuts.append(min(batch_size, left))
+            left -= cuts[-1]
+    return cuts

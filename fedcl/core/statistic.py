@@ -1,0 +1,65 @@
+"""Statistics of examples as programs: sums that an engine may take over many clients at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedcl.core.client import Client, Reply
+from fedcl.core.model import Net
+from fedcl.core.params import Params
+from fedcl.core.task import ClientTask, Examples
+
+Measure = Callable[[Net, Examples, ClientTask, Any], Params]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One exchange that adds up what single examples give.
+
+    Gram matrices, Fisher information, prototypes and counts are such sums. A client sends the sum
+    over its own examples, with weight 1. Where only the sum over clients is asked for, an engine
+    may let clients of one task share a call, since a sum does not know whose rows it is made of.
+
+    Attributes:
+        measure: `measure(net, rows, task, message)` -> tensors by name, sums over the rows to each
+            of which a row contributes by itself; `net` has the parameters of the message.
+        name: Name of the program in records and errors.
+        exact: Kinds (the part of a name before `/`) that travel in the type in which they were
+            summed; the others travel in the type of the inputs.
+        rows: Examples of one call at most.
+    """
+
+    measure: Measure
+    name: str = "statistic"
+    exact: tuple[str, ...] = ()
+    rows: int = 128
+
+    def __call__(self, client: Client, message: Any) -> Reply:
+        """Returns the sums over one client's examples."""
+        sums = self.sums(Net(client.model, message.params), client.data, client.task, message)
+        kind = client.data.x.dtype
+        tensors = {name: value.to(self.sent(name, value, kind)) for name, value in sums.items()}
+        return Reply(tensors, examples=len(client.data))
+
+    def sums(self, net: Net, data: Examples, task: ClientTask, message: Any) -> dict[str, Tensor]:
+        """Returns the sums over all rows of `data`, made call by call."""
+        total: dict[str, Tensor] = {}
+        numbers = torch.arange(len(data), device=data.y.device)
+        for part in numbers.split(self.rows):
+            for name, value in self.measure(net, data.take(part), task, message).items():
+                total[name] = total[name] + value if name in total else value
+        return total
+
+    def kind(self, name: str) -> str:
+        """Returns the kind of payload that a tensor is booked under."""
+        return name.split("/")[0] if "/" in name else self.name
+
+    def sent(self, name: str, value: Tensor, inputs: torch.dtype) -> torch.dtype:
+        """Returns the type in which a tensor travels."""
+        keeps = self.kind(name) in self.exact or not value.is_floating_point()
+        return value.dtype if keeps else inputs

@@ -1,0 +1,39 @@
+"""What the command lines of the engine studies share: whole numbers, and how tables are written."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+
+def whole(text: str) -> int:
+    """Returns a whole number above 0; raises ArgumentTypeError for anything else."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """Returns a number above 0; raises ArgumentTypeError for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def tabulate(
+    title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], console: Console
+) -> list[str]:
+    """Prints a table and returns it as lines of Markdown."""
+    shown = Table(*headings, title=title)
+    for line in lines:
+        shown.add_row(*line)
+    console.print(shown)
+    rows = [f"| {' | '.join(words)} |" for words in (headings, ["---"] * len(headings), *lines)]
+    return [f"## {title}", "", *rows, ""]
