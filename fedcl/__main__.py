@@ -119,12 +119,16 @@ def run(
 
 
 @app.command()
-def show(config: Annotated[Path, typer.Argument(help="A TOML file.")], set_: Set = None) -> None:
-    """Shows what a config means: stream, shares, sizes, and every option."""
+def show(
+    config: Annotated[Path, typer.Argument(help="A TOML file.")],
+    set_: Set = None,
+    out: Annotated[Path, typer.Option(help="Folder that a run would write to.")] = Path("runs"),
+) -> None:
+    """Shows what a config means: stream, shares, what a run needs, and every option."""
     from fedcl.config import load_config
     from fedcl.preview import preview
 
-    for part in preview(load_config(config, overrides(set_)), out_console.width):
+    for part in preview(load_config(config, overrides(set_)), out_console.width, out):
         out_console.print(part)
 
 

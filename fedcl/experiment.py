@@ -23,6 +23,7 @@ from fedcl.core.seeds import seed_of
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
+from fedcl.forecast import check_room, forecast, occupied
 from fedcl.journal import Journal, opened
 from fedcl.probe import Probe
 from fedcl.record import Record, finish
@@ -78,17 +79,20 @@ def run(
         command: The command that repeats the run, for the summary.
 
     Raises:
-        ConfigError: The experiment cannot be run as it is, or the folder is in use.
+        ConfigError: The experiment cannot be run as it is, is predicted not to fit in memory or on
+            disk, or the folder is in use.
         ResumeError: The checkpoint belongs to another config or version.
         ClientError: A client's program failed.
     """
     # One thread everywhere: one and two threads give different bits.
     torch.set_num_threads(1)
+    before = occupied("VmHWM")
     site = build_site(experiment)
     stream: Stream = site.population.stream  # type: ignore[attr-defined]
     check_minimum(experiment, stream)
     joint = read_reference(experiment.evaluation.reference, experiment, stream)
     folder = None if out is None else Path(out)
+    check_room(forecast(experiment, site, before), experiment, folder)
     experiment = tuned(experiment, site, folder if resume else None)
     with opened(folder, experiment.resolved, experiment.toml, resume) as store:
         loop = _Loop(experiment, site, Journal(experiment, folder, store), watch)

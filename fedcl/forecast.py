@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedcl.config import Experiment
-from fedcl.core.cost import SPEED
+from fedcl.core.cost import SPEED, forward_flops
 from fedcl.core.errors import ConfigError
 from fedcl.core.site import Site
-from fedcl.footprint import Part, Run, evaluation, kept, server, statistics, total, training, workers
+from fedcl.footprint import Part, evaluation, kept, server, statistics, total, training, workers
+from fedcl.planned import Planned
+from fedcl.workload import visits
 
 _CODE = 40_000_000  # what loads after this: autograd's own, and the report's libraries
 _STEP = 4e-4  # seconds that a local step takes beside its arithmetic
@@ -29,7 +31,8 @@ class Forecast:
 
     Attributes:
         memory: Parts of the peak of resident memory.
-        loaded: Most memory that this process has occupied so far.
+        loaded: Most memory that this process occupied while data, stream and model were built, or 0
+            where that is not known.
         disk: Parts of the finished folder.
         seconds: Time of training and evaluation in one process, about.
     """
@@ -50,28 +53,33 @@ class Forecast:
         return total(self.disk)
 
 
-def forecast(experiment: Experiment, site: Site) -> Forecast:
+def forecast(experiment: Experiment, site: Site, before: float = 0.0) -> Forecast:
     """Returns what a run will need.
 
     Data, stream and model have been built in this process: their memory is measured, and only what
-    comes later is predicted.
+    comes later is predicted. The memory of a GPU is not.
 
     Args:
         experiment: A validated experiment.
         site: Where its clients run.
+        before: Most memory that this process had occupied before they were built, in bytes.
     """
-    run = Run(experiment, site)
-    moments = [server(run), evaluation(run)]
-    moments += [workers(run)] if run.placement.workers else [training(run), statistics(run)]
-    now = _resident("VmRSS")
+    run = Planned(experiment, site)
+    moments = [server(run)]
+    if run.placement.workers:
+        moments += [evaluation(run), workers(run)]
+    elif site.device.type == "cpu":
+        moments += [evaluation(run), training(run), statistics(run)]
+    now = occupied("VmRSS")
     parts = [
-        Part("Python, PyTorch, fedcl, data and model", now + _CODE, "dataset"),
+        Part("Python, PyTorch, fedcl and the model", now - run.arrays + _CODE),
+        Part("the data", run.arrays, "dataset"),
         *kept(run),
         *max(moments, key=total),
     ]
     return Forecast(
         tuple(part for part in parts if part.size),
-        _resident("VmHWM"),
+        loaded if (loaded := occupied("VmHWM")) > before else 0.0,
         tuple(part for part in _disk(run) if part.size),
         _seconds(run),
     )
@@ -89,8 +97,9 @@ def check_room(found: Forecast, experiment: Experiment, folder: Path | None) -> 
     whose = "memory.limit allows" if limit else "this machine has"
     _refuse("memory", found.memory, found.peak, limit or installed(), whose, "raise memory.limit")
     if folder is not None:
-        free = _free(folder)
-        _refuse("disk", found.disk, found.written, free, f"{folder} has", "name another --out")
+        free = disk_room(folder)
+        whose = f"the disk of {folder} has"
+        _refuse("disk", found.disk, found.written, free, whose, "name another --out")
 
 
 def _refuse(
@@ -98,11 +107,13 @@ def _refuse(
 ) -> None:
     if need <= room:
         return
-    largest = max((part for part in parts if part.options), key=lambda part: part.size)
-    raise ConfigError(
-        f"the run needs about {show_bytes(need)} of {kind}, but {whose} {show_bytes(room)}: lower "
-        f"{largest.options} ({show_bytes(largest.size)} of it is {largest.what}), or {other}"
-    )
+    remedy = other
+    if room > sum(part.size for part in parts if not part.options):
+        largest = max((part for part in parts if part.options), key=lambda part: part.size)
+        share = f"{show_bytes(largest.size)} of it is {largest.what}"
+        remedy = f"lower {largest.options} ({share}), or {other}"
+    fact = f"the run needs about {show_bytes(need)} of {kind}, but {whose} {show_bytes(room)}"
+    raise ConfigError(f"{fact}: {remedy}")
 
 
 def installed() -> float:
@@ -110,17 +121,26 @@ def installed() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def _free(folder: Path) -> float:
+def disk_room(folder: Path) -> float:
+    """Returns the bytes that a run's folder may have: what is free, and what it has already.
+
+    Whether a folder can be written at all is not asked here: then, there is no bound.
+    """
     place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return float(shutil.disk_usage(place).free)
+    try:
+        while not place.exists():
+            place = place.parent
+        disk = shutil.disk_usage(place)
+        held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    except OSError:
+        return float("inf")
+    return float(disk.free + held) if disk.total else float("inf")
 
 
-def _resident(key: str) -> float:
+def occupied(key: str) -> float:
     """Returns what this process occupies now (VmRSS), or has at most so far (VmHWM), in bytes.
 
-    Where there is no /proc, both are the latter, which may count what ran here before.
+    Where there is no /proc, both are the latter.
     """
     try:
         with open("/proc/self/status", encoding="ascii") as status:
@@ -131,18 +151,33 @@ def _resident(key: str) -> float:
         return float(peak if sys.platform == "darwin" else 1024 * peak)
 
 
-def _seconds(run: Run) -> float:
-    return run.flops / SPEED
+def _seconds(run: Planned) -> float:
+    """Returns the seconds that arithmetic and the steps' overhead take on one processor, about."""
+    stream = run.stream
+    steps = visits(run.experiment, stream) / min(run.batch, max(1.0, float(run.shares[0].mean())))
+    # Clients of one computation share its overhead.
+    together = max(min(way.block, run.together) for way in run.placement.batchings)
+    overhead = _STEP * steps / (together if run.batched else 1)
+    tested = sum(len(task.test) for task in stream.tasks) * _looks(run) / len(stream.tasks)
+    flops = run.flops + tested * forward_flops(run.site.model, stream.dataset.shape)
+    return flops / SPEED + overhead
 
 
-def _disk(run: Run) -> list[Part]:
+def _looks(run: Planned) -> int:
+    """Returns how often a task is evaluated in a run, at most."""
+    stages, rounds = run.stream.stages, run.experiment.training.rounds
+    every: int = run.experiment.evaluation.every
+    times: int = 1 + stages + (stages * (rounds - 1) // every if every else 0)
+    return times * len(run.stream.tasks)
+
+
+def _disk(run: Planned) -> list[Part]:
     """Returns the parts of the finished folder."""
-    experiment, stream = run.experiment, run.stream
-    rounds, tasks = stream.stages * experiment.training.rounds, len(stream.tasks)
-    every, settings = experiment.evaluation.every, experiment.evaluation
-    looks = 2 * tasks * (stream.stages + 1) + stream.stages * min(settings.clients, stream.clients)
-    looks += tasks * rounds // every if every else 0
-    rows = looks * len(settings.splits) + 4 * rounds
+    stages, settings = run.stream.stages, run.experiment.evaluation
+    # Accuracy and loss of each task; a client has a row for each task that it has met.
+    own = min(settings.clients, run.stream.clients) * stages * (stages + 1) // 2
+    rows = (2 * _looks(run) + own) * len(settings.splits)
+    rows += 3 * stages * run.experiment.training.rounds
     state = run.sizes.params + run.needs.state
     return [
         Part("the model", run.sizes.params, "model"),
@@ -151,6 +186,16 @@ def _disk(run: Run) -> list[Part]:
         Part("tables, here and in it", 180 * rows, "evaluation.every"),
         Part("report and figures", 700_000),
     ]
+
+
+def show_seconds(seconds: float) -> str:
+    """Returns a rough time in words: about 20 min."""
+    if seconds < 10:
+        return "some seconds"
+    units = {"s": 1.0, "min": 60.0, "h": 3600.0, "days": 86400.0}
+    unit = max((u for u in units if u == "s" or seconds >= 1.5 * units[u]), key=units.__getitem__)
+    seconds /= units[unit]
+    return f"about {float(f'{seconds:.1g}'):.0f} {unit}"
 
 
 def show_bytes(size: float) -> str:

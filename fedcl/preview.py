@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from rich.console import RenderableType
@@ -12,8 +13,17 @@ from rich.text import Text
 
 from fedcl.assembly import build_site, check_minimum
 from fedcl.config import Experiment
-from fedcl.core.dataset import ArrayTable
 from fedcl.core.stream import Stream
+from fedcl.forecast import (
+    Forecast,
+    check_room,
+    disk_room,
+    forecast,
+    installed,
+    occupied,
+    show_bytes,
+    show_seconds,
+)
 from fedcl.summary import read_reference
 
 _BARS = "·▁▂▃▄▅▆▇█"
@@ -22,20 +32,27 @@ _MOST_STAGES = 12
 _MOST_CLASSES = 40
 
 
-def preview(experiment: Experiment, width: int = 80) -> Iterator[RenderableType]:
+def preview(
+    experiment: Experiment, width: int = 80, folder: Path | None = None
+) -> Iterator[RenderableType]:
     """Yields what `fedcl show` prints.
 
     Args:
         experiment: A validated config.
         width: Columns of the terminal: as many stages are drawn as fit.
+        folder: Where the run's files would go.
 
     Raises:
-        ConfigError: What would fail at the start of a run: data, stream and model are built.
+        ConfigError: What would fail at the start of a run: data, stream and model are built, and
+            memory and disk must be large enough.
     """
+    before = occupied("VmHWM")
     site = build_site(experiment)
     stream: Stream = site.population.stream  # type: ignore[attr-defined]
     check_minimum(experiment, stream)
     read_reference(experiment.evaluation.reference, experiment, stream)
+    found = forecast(experiment, site, before)
+    check_room(found, experiment, folder)
     yield Text(
         f"{stream.name} ({stream.scenario}-incremental): {len(stream.tasks)} tasks, "
         f"{stream.stages} stages, {stream.clients} clients, {stream.dataset.name}: "
@@ -43,9 +60,11 @@ def preview(experiment: Experiment, width: int = 80) -> Iterator[RenderableType]
     )
     yield _tasks(stream)
     yield from _shares(stream, width)
-    yield _sizes(
-        experiment, stream, sum(p.numel() * p.element_size() for p in site.model.parameters())
-    )
+    model = sum(p.numel() * p.element_size() for p in site.model.parameters())
+    yield _sizes(experiment, stream, model)
+    yield _needs(found, experiment, folder)
+    if experiment.resolved["engine"].get("tune"):
+        yield Text("\nengine.tune = true: a run first measures how clients are batched fastest.")
     yield Text()
     yield Syntax(experiment.toml, "toml", background_color="default")
 
@@ -116,33 +135,43 @@ def _shares(stream: Stream, width: int) -> Iterator[RenderableType]:
 def _sizes(experiment: Experiment, stream: Stream, model: int) -> Table:
     training = experiment.training
     cohort = min(training.cohort or stream.clients, stream.clients)
-    data = sum(
-        t.values.nbytes
-        for t in (stream.dataset.train, stream.dataset.test)
-        if isinstance(t, ArrayTable)
-    )
-    shares = sum(stream.shares(task.index).nbytes for task in stream.tasks)
-    largest = max(int(stream.sizes(task.index).max()) for task in stream.tasks)
-    item = 4 if training.dtype == "float32" else 8
-    block = min(cohort, training.fold)
-    # Parameters, gradients and the float64 sum; every client of a block holds its own.
-    work = block * (2 * model + largest * int(np.prod(stream.dataset.shape)) * item) + 2 * model
-    test = max(len(task.test) for task in stream.tasks) * int(np.prod(stream.dataset.shape)) * item
-    table = _table("sizes, computed before anything runs")
+    rounds = stream.stages * training.rounds
+    table = _table("sizes")
     table.add_column("what")
     table.add_column("size", justify="right")
-    rounds = stream.stages * training.rounds
     for what, size in (
-        ("data in memory", data),
-        ("who holds what", shares),
-        ("model", model),
-        (f"one block of {block} clients at work, at most", work),
-        ("largest test set while it is evaluated", test),
-        ("model bytes up and down in a round", 2 * cohort * model),
-        (f"model bytes up and down in {rounds} rounds", 2 * cohort * model * rounds),
+        ("model", show_bytes(model)),
+        ("rounds", f"{rounds}"),
+        ("local steps in a round, about", f"{_steps(experiment, stream, cohort)}"),
+        ("model bytes up, and as many down, in a round", show_bytes(cohort * model)),
+        (
+            f"model bytes up, and as many down, in {rounds} rounds",
+            show_bytes(cohort * model * rounds),
+        ),
     ):
-        table.add_row(what, _bytes(size))
-    table.add_row("local steps in a round, about", f"{_steps(experiment, stream, cohort)}")
+        table.add_row(what, size)
+    return table
+
+
+def _needs(found: Forecast, experiment: Experiment, folder: Path | None) -> Table:
+    limit = experiment.memory.limit
+    room = {
+        "memory": f"{show_bytes(limit or installed())} {'are allowed' if limit else 'here'}",
+        "disk": f"{show_bytes(disk_room(folder))} here" if folder else "",
+    }
+    table = _table("what a run needs, about")
+    table.add_column("what")
+    table.add_column("size", justify="right")
+    table.add_column("less with a smaller", overflow="fold")
+    for kind, parts, need in (
+        ("memory", found.memory, found.peak),
+        ("disk", found.disk, found.written),
+    ):
+        for part in sorted(parts, key=lambda part: -part.size):
+            if part.size >= need / 100:
+                table.add_row(f"  {part.what}", show_bytes(part.size), part.options)
+        table.add_row(f"{kind} in all", show_bytes(need), room[kind])
+    table.add_row("time on one processor, roughly", show_seconds(found.seconds))
     return table
 
 
@@ -155,11 +184,3 @@ def _steps(experiment: Experiment, stream: Stream, cohort: int) -> int:
     local = experiment.resolved["training"]["local"]
     batches = -(-mean // local.get("batch_size", 1)) * local.get("epochs", 1)
     return int(cohort * batches)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

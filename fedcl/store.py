@@ -66,6 +66,11 @@ class Table:
             row = self.db.execute(query, (client,)).fetchone()
             return None if row is None else row[0]
 
+    def empty(self) -> bool:
+        """Returns whether nobody has a memory."""
+        with self.guard():
+            return self.db.execute("SELECT 1 FROM memories LIMIT 1").fetchone() is None
+
     def write(self, client: int, data: bytes | None) -> None:
         """Replaces a client's memory; None takes it away."""
         with self.guard():

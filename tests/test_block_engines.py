@@ -30,7 +30,7 @@ WIDE: dict[str, Any] = {
     "stream.clients": 8,
     "training.cohort": 7,
     "training.fold": 4,
-    "model.hidden": [12, 70],
+    "model.hidden": [70, 70],
     "training.local": {
         "name": "sgd",
         "lr": 0.1,

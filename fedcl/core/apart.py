@@ -68,7 +68,7 @@ def check_apart(
                 [mask[own] for mask in masks],
             )
             task = block.tasks[plan.order[place]]
-            alone = local.loss(net, batch.part(own), task, message)
+            alone = local.loss(net, batch.part(own.start, own.stop), task, message)
             if not torch.allclose(
                 alone.detach(), losses[own].detach(), rtol=1e-2, atol=1e-2, equal_nan=True
             ):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fedcl.core.block import Batching, Block
+from fedcl.core.block import Batching, Block, same_task
 from fedcl.core.channel import Aggregate, combine
 from fedcl.core.client import Each, Reply, Unchanged
 from fedcl.core.engine import BlockResult, Request, diverged, failure
@@ -19,7 +19,6 @@ from fedcl.core.local import Local, change
 from fedcl.core.model import Net
 from fedcl.core.params import not_finite
 from fedcl.core.statistic import Statistic
-from fedcl.core.task import Examples
 from fedcl.core.trained import BlockReply, TrainedBlock
 from fedcl.core.tree import settle
 
@@ -167,12 +166,7 @@ def _measure(site: Site, request: Request, block: Block, message: Any) -> BlockR
     net = Net(block.model, message.params)
     total: dict[str, Tensor] = {}
     for first, last in _runs(block):
-        rows = slice(block.starts[first], block.starts[last])
-        data = Examples(
-            block.data.x[rows],
-            block.data.y[rows],
-            {name: column[rows] for name, column in block.data.extra.items()},
-        )
+        data = block.data.part(block.starts[first], block.starts[last])
         sums = statistic.sums(net, data, block.tasks[first], message)
         for name, value in sums.items():
             kind, sent = statistic.kind(name), statistic.sent(name, value, data.x.dtype)
@@ -188,7 +182,7 @@ def _measure(site: Site, request: Request, block: Block, message: Any) -> BlockR
         replies=None,
         memories={},
         uploaded=uploaded,
-        examples=len(block.data),
+        examples=block.examples,
     )
 
 
@@ -196,7 +190,7 @@ def _runs(block: Block) -> Iterator[tuple[int, int]]:
     """Yields the first and the one after the last of neighbours that share a task."""
     first = 0
     for k in range(1, len(block) + 1):
-        if k == len(block) or block.tasks[k] is not block.tasks[first]:
+        if k == len(block) or not same_task(block.tasks[k], block.tasks[first]):
             yield first, k
             first = k
 

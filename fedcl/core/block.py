@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fedcl.core.client import Client
 from fedcl.core.task import ClientTask, Examples, join
+from fedcl.core.tree import settle
 
 Path = Literal["auto", "loop", "fused", "grouped", "vmap", "compiled"]
 
@@ -36,14 +37,35 @@ class Batching:
             raise ValueError(f"block must be at least 1, not {self.block}")
 
 
+class Source(Protocol):
+    """Where the examples of a block come from."""
+
+    def take(self, order: Tensor | None = None, /) -> Examples:
+        """Returns the examples, or those at the places `order` (a tensor on the CPU)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Here:
+    """Examples that lie here already."""
+
+    examples: Examples
+
+    def take(self, order: Tensor | None = None) -> Examples:
+        """Returns the examples, or those at the places `order`."""
+        if order is None:
+            return self.examples
+        return self.examples.take(order.to(self.examples.y.device))
+
+
 @dataclass(frozen=True)
 class Block:
-    """Clients of one batched computation; their examples lie one after the other.
+    """Clients of one batched computation; their examples stand one after the other.
 
     Attributes:
         ids: Their ids, ascending.
         model: The architecture.
-        data: The examples of all of them.
+        source: Gives the examples of all of them.
         sizes: Examples of each.
         tasks: Masks of each; one object where they are the same.
         states: What each remembers, or None.
@@ -52,7 +74,7 @@ class Block:
 
     ids: tuple[int, ...]
     model: nn.Module
-    data: Examples
+    source: Source
     sizes: tuple[int, ...]
     tasks: tuple[ClientTask, ...]
     states: tuple[Any, ...]
@@ -60,6 +82,27 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def data(self) -> Examples:
+        """The examples of all clients."""
+        return self.source.take()
+
+    @cached_property
+    def first(self) -> Examples:
+        """The first example, or none where there is none: what shape and type they all have."""
+        return self.source.take(torch.zeros(min(1, self.examples), dtype=torch.int64))
+
+    @property
+    def examples(self) -> int:
+        """Number of examples of all clients."""
+        return self.starts[-1]
+
+    def visited(self, rows: Tensor) -> Examples:
+        """Returns the examples at some rows: fetched for this once, unless they lie here."""
+        if "data" in self.__dict__:
+            return self.data.take(rows)
+        return settle(self.source.take(rows.cpu()), rows.device)
 
     @cached_property
     def starts(self) -> list[int]:
@@ -71,7 +114,7 @@ class Block:
 
     def client(self, k: int) -> Client:
         """Returns the k-th client by itself."""
-        data = self.data.part(slice(self.starts[k], self.starts[k + 1]))
+        data = self.data.part(self.starts[k], self.starts[k + 1])
         return Client(self.ids[k], self.model, data, self.tasks[k], self.states[k], self.seeds[k])
 
     @cached_property
@@ -97,7 +140,7 @@ def block_of(clients: Sequence[Client]) -> Block:
     return Block(
         tuple(c.id for c in clients),
         clients[0].model,
-        join([c.data for c in clients]),
+        Here(join([c.data for c in clients])),
         tuple(len(c.data) for c in clients),
         tuple(c.task for c in clients),
         tuple(c.state for c in clients),

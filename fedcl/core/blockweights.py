@@ -2,12 +2,13 @@
 
 Either way SGD's step is taken inside the backward pass: `Stepped` has a weight for each client and
 never writes out its gradient; `Outer` keeps each client's weight as the common start plus outer
-products, which costs less while a client has visited few examples.
+products, which costs less while these hold fewer numbers than the weight.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -175,7 +176,7 @@ class Outer(Weights):
         weight: (out, in) start.
         bias: (out,) start, or None.
         left: (clients, visits, out) gradients at the outputs.
-        right: (clients, visits, in) inputs.
+        right: Inputs of each step, (clients at work, width, in): not copied, only remembered.
         scale: (steps + 1,) factors of the start.
         factor: (steps + 1, steps) factors of the steps' products.
     """
@@ -188,12 +189,9 @@ class Outer(Weights):
         visits: int,
         scale: Tensor,
         factor: Tensor,
-        even: bool,
     ) -> None:
         self.weight, self.bias = weight, bias
-        # What an uneven client does not visit must be zero, and not whatever lay there.
-        fresh = weight.new_empty if even else weight.new_zeros
-        self.right = fresh((clients, visits, weight.shape[1]))
+        self.right: list[Tensor] = []
         self.left = weight.new_zeros((clients, visits, weight.shape[0]))
         self.scale, self.factor = scale.tolist(), factor
         steps = factor.shape[1]
@@ -223,14 +221,15 @@ class Outer(Weights):
             y = torch.addmm(self.bias, x, self.weight.T, beta=scale, alpha=scale)
         rows = x.view(step.clients, step.width, -1)
         if past:
-            products = torch.bmm(rows, self.right[: step.clients, :past].transpose(1, 2))
+            earlier = [inputs[: step.clients].transpose(1, 2) for inputs in self.right]
+            products = torch.cat([torch.bmm(rows, inputs) for inputs in earlier], 2)
             if self.bias is not None:
                 products.add_(1.0)
             products, factor = self._weigh(products, step)
             y.view(step.clients, step.width, -1).baddbmm_(
                 products, self.left[: step.clients, :past], alpha=factor
             )
-        self.right[: step.clients, past : past + step.width] = rows
+        self.right.append(rows.detach())  # without the graph of what came before
         return y
 
     def backward(self, x: Tensor, dy: Tensor, step: Step, needed: bool) -> Tensor | None:
@@ -245,20 +244,24 @@ class Outer(Weights):
             if past:
                 products = torch.bmm(rows, self.left[: step.clients, :past].transpose(1, 2))
                 products, factor = self._weigh(products, step)
-                dx.view(step.clients, step.width, -1).baddbmm_(
-                    products, self.right[: step.clients, :past], alpha=factor
-                )
+                parts = products.split(step.width, 2)
+                for part, inputs in zip(parts, self.right[: step.number], strict=True):
+                    dx.view(step.clients, step.width, -1).baddbmm_(
+                        part, inputs[: step.clients], alpha=factor
+                    )
         self.left[: step.clients, past : past + step.width] = rows
         return dx
 
     def finish(self, step: Step) -> None:
         """Ends a step; inputs that the loss did not depend on must not count, not even infinity."""
         if not self.moved:
-            past = self._past(step)
-            self.right[:, past : past + step.width] = 0.0
+            del self.right[step.number :]
+            shape = (step.clients, step.width, self.weight.shape[1])
+            self.right.append(self.weight.new_zeros(shape))
         super().finish(step)
 
 
+@lru_cache(maxsize=256)
 def recurrence(settings: Settings, steps: int) -> tuple[Tensor, Tensor]:
     """Returns the factors of the start and of each step's gradient in the weights, step by step.
 

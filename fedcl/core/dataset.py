@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -50,12 +51,27 @@ class ArrayTable:
 
     def rows(self, indices: IntArray) -> npt.NDArray[np.float32]:
         """Returns the chosen rows as float32: `values * scale + shift`."""
-        chosen = self.values.take(indices, axis=0).astype(np.float32, copy=False)
+        chosen = _fresh((len(indices), *self.values.shape[1:]))
+        if self.values.dtype == np.float32 and len(indices):
+            if indices.min() < 0 or indices.max() >= len(self.values):
+                raise IndexError(f"rows must lie in [0, {len(self.values)})")
+            # "clip" writes into `out` at once; the indices need no clipping.
+            np.take(self.values, indices, axis=0, out=chosen, mode="clip")
+        else:
+            chosen[...] = self.values.take(indices, axis=0)
         if self.scale != 1.0:
             chosen *= np.float32(self.scale)
         if self.shift != 0.0:
             chosen += np.float32(self.shift)
         return chosen
+
+
+def _fresh(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Returns an uninitialised array that begins at a 64-byte border, as PyTorch's tensors do."""
+    size = 4 * math.prod(shape)
+    room = np.empty(size + 64, dtype=np.uint8)
+    first = -room.ctypes.data % 64
+    return room[first : first + size].view(np.float32).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,10 @@ class Shelf(Protocol):
         """Returns a client's memory as it was written last; None when it has none."""
         ...
 
+    def empty(self) -> bool:
+        """Returns whether nobody has a memory."""
+        ...
+
     def write(self, client: int, data: bytes | None) -> None:
         """Replaces a client's memory; None takes it away."""
         ...
@@ -67,6 +71,7 @@ class Memories:
         """
         self.recall: Callable[[int, Any], Any] | None = None
         self._shelf = shelf
+        self._bare = shelf is None or shelf.empty()  # then nobody need be looked up there
         self._words = words or wire.vocabulary()
         self._cache = cache
         self._settled = _Held()  # as of the last finished step
@@ -127,7 +132,7 @@ class Memories:
         for held in (self._pending, self._settled):
             if id in held:
                 return held.get(id)
-        data = None if self._shelf is None else self._shelf.read(id)
+        data = None if self._bare or self._shelf is None else self._shelf.read(id)
         if data is None:
             return None
         try:
@@ -160,6 +165,7 @@ class Memories:
 
     def _put(self, id: int, value: Any) -> None:
         assert self._shelf is not None
+        self._bare = False
         self._shelf.write(id, None if value is None else wire.dumps(value, self._words))
 
 

@@ -28,6 +28,7 @@ class Sizes:
         example: Bytes of one example as a client remembers it.
         share: Examples of the largest share of a client at one stage.
         stages: Stages of the stream.
+        examples: Examples of all clients in all stages.
         item: Bytes of a number.
     """
 
@@ -37,6 +38,7 @@ class Sizes:
     example: int
     share: int
     stages: int
+    examples: int
     item: int
 
 

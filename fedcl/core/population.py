@@ -10,14 +10,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedcl.core.block import Block
 from fedcl.core.client import Client
 from fedcl.core.dataset import IntArray
+from fedcl.core.fetch import Rows
 from fedcl.core.seeds import numpy_generator
 from fedcl.core.stream import Stream
-from fedcl.core.task import ClientTask
+from fedcl.core.task import ClientTask, Examples
 from fedcl.core.tree import move, settle
 
 
@@ -46,6 +47,26 @@ class Population(Protocol):
     def on(self, device: torch.device) -> Population:
         """Returns the population whose examples go to a device."""
         ...
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Examples of a stream's clients on their way to a device.
+
+    Attributes:
+        rows: Their rows.
+        dtype: Type of the inputs.
+        device: Where they go.
+    """
+
+    rows: Rows
+    dtype: torch.dtype
+    device: torch.device
+
+    def take(self, order: Tensor | None = None) -> Examples:
+        """Returns the examples, or those at the places `order`, as they are laid out by NumPy."""
+        data = self.rows.take(None if order is None else order.numpy())
+        return move(Examples(data.x.to(self.dtype), data.y, data.extra), self.device)
 
 
 @dataclass(frozen=True)
@@ -78,9 +99,7 @@ class Simulated:
         seeds: Sequence[int],
     ) -> Block:
         """Returns several clients of one exchange, fetched together."""
-        # Not settled: what is computed with is selected from it, and lies well then.
-        data, sizes = self.stream.gather(ids, stage)
-        data = move(type(data)(data.x.to(self.dtype), data.y, data.extra), self.device)
+        rows, sizes = self.stream.gather(ids, stage)
         moved: dict[int, ClientTask] = {}
         tasks = []
         for id in ids:
@@ -92,7 +111,7 @@ class Simulated:
         return Block(
             tuple(ids),
             model,
-            data,
+            Fetched(rows, self.dtype, self.device),
             sizes,
             tuple(tasks),
             tuple(settle(state, self.device) for state in states),

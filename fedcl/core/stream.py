@@ -13,7 +13,7 @@ from torch import Tensor
 from fedcl.core.cache import Cache
 from fedcl.core.calendar import Calendar, Ids, Path, used_at
 from fedcl.core.dataset import Dataset, IntArray
-from fedcl.core.fetch import fetch, fetch_mixed
+from fedcl.core.fetch import Rows, fetch, join_rows
 from fedcl.core.scenario import Order, Partition, Shares, Task
 from fedcl.core.task import ClientTask, Examples, ScenarioKind, TaskInfo, class_mask
 
@@ -154,7 +154,7 @@ class Stream:
             self.seen_classes(stage),
             self.scenario,
             self.borders,
-            fetch_mixed(self.dataset.train, self.tasks, parts) if parts else None,
+            join_rows(self.dataset.train, self.tasks, parts).take() if parts else None,
         )
 
     def client_task(self, client: int, stage: int) -> ClientTask:
@@ -192,10 +192,10 @@ class Stream:
 
     def train(self, client: int, stage: int) -> Examples:
         """Returns a client's own examples of a stage: x (n, ...) float32, y (n,)."""
-        return self.gather((client,), stage)[0]
+        return self.gather((client,), stage)[0].take()
 
-    def gather(self, clients: Sequence[int], stage: int) -> tuple[Examples, tuple[int, ...]]:
-        """Returns the examples of several clients, one after the other, and the number of each.
+    def gather(self, clients: Sequence[int], stage: int) -> tuple[Rows, tuple[int, ...]]:
+        """Returns the rows of several clients, one after the other, and the number of each.
 
         Clients of one task cost one fetch together.
         """
@@ -205,7 +205,7 @@ class Stream:
             own = self._parts(client, path, stage)
             counts.append(sum(len(rows) for _, rows in own))
             parts += own
-        return fetch_mixed(self.dataset.train, self.tasks, parts), tuple(counts)
+        return join_rows(self.dataset.train, self.tasks, parts), tuple(counts)
 
     def _parts(self, client: int, path: Path, stage: int) -> list[tuple[int, IntArray]]:
         """Returns the tasks that a client's examples of a stage come from, with their rows."""

@@ -37,11 +37,10 @@ class Examples:
             {name: column.index_select(0, rows) for name, column in self.extra.items()},
         )
 
-    def part(self, rows: slice) -> Examples:
-        """Returns the rows of a slice, in the same memory."""
-        return Examples(
-            self.x[rows], self.y[rows], {name: column[rows] for name, column in self.extra.items()}
-        )
+    def part(self, first: int, last: int) -> Examples:
+        """Returns rows `first` to `last - 1`, without copying them."""
+        columns = {name: column[first:last] for name, column in self.extra.items()}
+        return Examples(self.x[first:last], self.y[first:last], columns)
 
     @property
     def nbytes(self) -> int:

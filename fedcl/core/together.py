@@ -56,13 +56,13 @@ def _train(
     rows = [
         visits(size, settings, seed) for size, seed in zip(block.sizes, block.seeds, strict=True)
     ]
-    dtype = next(iter(message.params.values())).dtype
-    plan = make_plan(rows, block.sizes, block.starts, settings.batch_size, dtype)
+    first = next(iter(message.params.values()))
+    plan = make_plan(rows, block.sizes, block.starts, settings.batch_size, first.dtype)
     # Weights that step inside the backward pass are not for autocast.
-    reduced = torch.is_autocast_enabled(block.data.x.device.type)
+    reduced = torch.is_autocast_enabled(first.device.type)
     if path in ("fused", "grouped") or (path == "auto" and not reduced):
         net = fusible(local, block, message)
-        grouped = path == "grouped" or (path == "auto" and block.data.x.is_cuda)
+        grouped = path == "grouped" or (path == "auto" and first.is_cuda)
         reason = (
             "it trains linear, convolution, embedding and normalisation layers with a loss that "
             "keeps examples apart"

@@ -22,17 +22,21 @@ class LowRank:
 
     Attributes:
         scale: (clients,) factors of the start.
-        left: (clients, visits, out) changes of the outputs.
-        right: (clients, visits, in) inputs.
+        left: (clients, visits, out) changes of the outputs, step after step.
+        right: Inputs of each step, (clients at work, width, in): the first ones of all.
     """
 
     scale: Tensor
     left: Tensor
-    right: Tensor
+    right: tuple[Tensor, ...]
 
     def weight(self, k: int, start: Tensor) -> Tensor:
         """Returns client k's (out, in) weight."""
-        return torch.addmm(start * self.scale[k], self.left[k].T, self.right[k])
+        own = start * self.scale[k]
+        for left, right in self._steps():
+            if k < len(right):
+                own.addmm_(left[k].T, right[k])
+        return own
 
     def bias(self, k: int, start: Tensor) -> Tensor:
         """Returns client k's (out,) bias."""
@@ -46,15 +50,24 @@ class LowRank:
             bias: (out,) bias before training, or None.
             weights: (clients,) float64.
         """
-        left = self.left * weights.to(self.left).view(-1, 1, 1)
-        out, width = left.shape[2], self.right.shape[2]
-        moved = (left.reshape(-1, out).T @ self.right.reshape(-1, width)).double()
+        own = weights.to(self.left).view(-1, 1, 1)
+        total = torch.zeros_like(start)
+        for left, right in self._steps():
+            weighed = left[: len(right)] * own[: len(right)]
+            total.addmm_(weighed.flatten(0, 1).T, right.flatten(0, 1))
+        moved = total.double()
         shrunk = float((weights * (self.scale.double() - 1.0)).sum())
-        turned = left.sum((0, 1)).double()
+        turned = (self.left * own).sum((0, 1)).double()
         if shrunk:
             moved += start.double() * shrunk
             turned += bias.double() * shrunk if bias is not None else 0.0
         return moved, turned
+
+    def _steps(self) -> Iterator[tuple[Tensor, Tensor]]:
+        first = 0
+        for right in self.right:
+            yield self.left[:, first : first + right.shape[1]], right
+            first += right.shape[1]
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def _together(local: Local, block: Block, plan: Plan, message: Any) -> Together:
                 [mask[own] for mask in masks],
             )
             task = block.tasks[plan.order[place]]
-            found.append(local.loss(net, batch.part(own), task, message))
+            found.append(local.loss(net, batch.part(own.start, own.stop), task, message))
         return torch.cat(found)
 
     return losses

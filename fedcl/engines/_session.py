@@ -34,6 +34,8 @@ def enter(address: str, processors: int) -> bool:
         return False
     # Workers run at this process's niceness: they are the experiment, not background jobs.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray's server keeps what happened to every task, which grows for as long as a run goes on.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     options: dict[str, Any] = {"address": address or "local"}
     if not address:
         options |= {

@@ -123,9 +123,11 @@ class FOT(Method[State]):
         local = self.statistics_model == "local"
         moments, step = server_needs(self.server, sizes.params // sizes.item)
         largest = max(squares, default=0)
+        # A basis has as many directions as its layer has inputs at most, and as were seen.
+        seen = {name: sizes.examples * rows for name, rows in sizes.rows.items()}
+        directions = [width * min(width, seen[name]) for name, width in widths.items()]
         return Needs(
-            # A basis has as many directions as its layer has inputs at most.
-            state=8 * sum(squares) + moments,
+            state=8 * sum(directions) + moments,
             # Sums of a block, of those before, and of all; the matrix, a copy, its eigenvectors and
             # twice that for LAPACK.
             server=max(step, int(3 * 8 * sent * sum(squares)) + 5 * 8 * largest),

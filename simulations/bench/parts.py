@@ -20,14 +20,20 @@ from bench.lanes import run_until_enough, write_config
 
 # The functions of each part; time in a function that it calls counts for that one's part alone.
 SEAMS: Mapping[str, tuple[str, ...]] = {
-    "train": ("fedcl.trainers.sgd:Sgd.block", "fedcl.trainers.sgd:LocalSgd.__call__"),
+    "train": (
+        "fedcl.trainers.sgd:Sgd.block",
+        "fedcl.trainers.sgd:LocalSgd.__call__",
+        # The weight gradients of all clients in one product, which a plain loop takes in training.
+        "fedcl.core.trained:LowRank.sums",
+    ),
     "copy": ("fedcl.core.site:Site.block", "fedcl.core.site:Site.clients"),
     "fold": (
         "fedcl.core.site:Site.gather",
-        "fedcl.core.site:Site._sums",
+        "fedcl.core.batch:_fold",
+        "fedcl.core.exchange:add_block",
         "fedcl.core.federation:aggregate",
     ),
-    "channel": ("fedcl.core.site:Site._send", "fedcl.core.site:Site._results"),
+    "channel": ("fedcl.core.site:Site.send", "fedcl.core.batch:_weigh"),
     "door": ("fedcl.core.federation:Federation.aggregate",),
     "record": ("fedcl.journal:Journal.finish_round",),
     "commit": ("fedcl.journal:Journal.commit",),

@@ -33,6 +33,8 @@ def block_by(
     trained = reply.trained
     weights = [1.5 * k + 1.0 for k in range(len(clients))]
     sums = trained.change_sums(weights)
+    assert not any(value.requires_grad for value in sums.values())
+    assert not any(v.requires_grad for k in range(len(clients)) for v in trained.params(k).values())
     for name, start in message.params.items():
         own = [trained.params(k)[name].double() - start.double() for k in range(len(clients))]
         expected = sum(w * change for w, change in zip(weights, own, strict=True))

@@ -59,25 +59,26 @@ class Inner(nn.Module):
 
 IMAGE, SERIES = (2, 5, 7), (4, 6)
 LAYERS: dict[str, tuple[tuple[int, ...], Build]] = {
-    # The model is the layer; few outputs, and more outputs than visits.
+    # The model is the layer itself.
     "linear": ((6,), lambda: nn.Linear(6, 3)),
     "no bias": ((6,), lambda: nn.Linear(6, 3, bias=False)),
-    "wide": ((6,), lambda: nn.Sequential(nn.Linear(6, 70), nn.Tanh(), nn.Linear(70, 3))),
+    # Layers that are held as outer products while their clients have visited 24 examples.
+    "wide": ((60,), lambda: nn.Sequential(nn.Linear(60, 70), nn.Tanh(), nn.Linear(70, 3))),
     "wide, no bias": (
-        (6,),
-        lambda: nn.Sequential(nn.Linear(6, 70, bias=False), nn.Tanh(), nn.Linear(70, 3)),
+        (60,),
+        lambda: nn.Sequential(nn.Linear(60, 70, bias=False), nn.Tanh(), nn.Linear(70, 3)),
     ),
     "deep and wide": (
-        (6,),
+        (60,),
         lambda: nn.Sequential(
-            nn.Linear(6, 70), nn.Tanh(), nn.Linear(70, 60), nn.Tanh(), nn.Linear(60, 3)
+            nn.Linear(60, 70), nn.Tanh(), nn.Linear(70, 60), nn.Tanh(), nn.Linear(60, 3)
         ),
     ),
     # What follows changes the layer's output in place.
     "in place": ((6,), lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(True), nn.Linear(9, 3))),
     "in place, wide": (
-        (6,),
-        lambda: nn.Sequential(nn.Linear(6, 70), nn.ReLU(True), nn.Linear(70, 3)),
+        (60,),
+        lambda: nn.Sequential(nn.Linear(60, 70), nn.ReLU(True), nn.Linear(70, 3)),
     ),
     "nested": ((6,), lambda: nn.Sequential(Inner(), Inner(), nn.Linear(6, 3))),
     # A layer that takes several rows of each example.
@@ -238,6 +239,13 @@ def test_equals_the_loop_with_a_penalty(name: str) -> None:
     torch.manual_seed(2)
     model = build().double()
     check("fused", Local(cross_entropy, Proximal(0.3)), FULL, clients(model, (5, 8), shape=shape))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_wide_layer_that_is_the_model(bias: bool) -> None:
+    torch.manual_seed(2)
+    model = nn.Linear(90, 60, bias).double()
+    check("fused", Local(cross_entropy), FULL, clients(model, shape=(90,), classes=60))
 
 
 @pytest.mark.parametrize("value", [-1, 5])

@@ -30,9 +30,7 @@ def held(kind: str, layer: nn.Linear, options: Settings) -> Weights:
     weight = layer.weight.detach()
     bias = None if layer.bias is None else layer.bias.detach()
     if kind == "outer":
-        outer = Outer(weight, bias, CLIENTS, STEPS * WIDTH, *recurrence(options, STEPS), even=True)
-        outer.right.fill_(torch.nan)  # what may lie in memory that nobody has written
-        return outer
+        return Outer(weight, bias, CLIENTS, STEPS * WIDTH, *recurrence(options, STEPS))
     return Stepped(
         weight.repeat(CLIENTS, 1, 1),
         None if bias is None else bias.repeat(CLIENTS, 1),
@@ -48,7 +46,7 @@ def params_of(weights: Weights, k: int, layer: nn.Linear, options: Settings) -> 
     assert isinstance(weights, Outer)
     scale, factor = recurrence(options, STEPS)
     left = weights.left * factor[-1].repeat_interleave(WIDTH)[:, None]
-    found = LowRank(scale[-1].repeat(CLIENTS), left, weights.right)
+    found = LowRank(scale[-1].repeat(CLIENTS), left, tuple(weights.right))
     own = [found.weight(k, weights.weight)]
     return own if weights.bias is None else [*own, found.bias(k, weights.bias)]
 
@@ -116,8 +114,8 @@ def held_weights(weights: Weights, layer: nn.Linear, options: Settings, number: 
     assert isinstance(weights, Outer)
     scale, factor = recurrence(options, STEPS)
     left = weights.left * factor[number].repeat_interleave(WIDTH)[:, None]
-    right = weights.right.nan_to_num()
-    return layer.weight.detach() * scale[number] + left.transpose(1, 2) @ right
+    found = LowRank(scale[number].repeat(CLIENTS), left, tuple(weights.right))
+    return torch.stack([found.weight(k, layer.weight.detach()) for k in range(CLIENTS)])
 
 
 @pytest.mark.parametrize("kind", ["stepped", "outer"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedcl.core.dataset import ArrayTable
-from fedcl.core.fetch import fetch, fetch_mixed
+from fedcl.core.fetch import fetch, join_rows
 from fedcl.core.scenario import Task
 from tests.core import toys
 
@@ -48,7 +48,7 @@ def test_rows_of_several_tasks_keep_their_places() -> None:
         for t, change in enumerate((None, Halve([]), None))
     ]
     parts = [(1, [3, 4]), (0, [5]), (1, []), (2, [3]), (1, [29])]
-    found = fetch_mixed(source, tasks, [(task, toys.ints(rows)) for task, rows in parts])
+    found = join_rows(source, tasks, [(task, toys.ints(rows)) for task, rows in parts]).take()
     alone = [fetch(source, toys.ints(rows), tasks[task].transform) for task, rows in parts]
     assert torch.equal(found.x, torch.cat([one.x for one in alone]))
     assert torch.equal(found.y, torch.cat([one.y for one in alone]))

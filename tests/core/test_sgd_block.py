@@ -183,7 +183,7 @@ def test_each_client_owns_its_parameters(path: Path) -> None:
 @settings(max_examples=60)
 @given(
     path=st.sampled_from(EVERY),
-    hidden=st.sampled_from([4, 64]),
+    hidden=st.sampled_from([(4,), (64, 64)]),
     sizes=st.lists(st.integers(0, 9), min_size=1, max_size=4),
     batch=st.integers(1, 5),
     epochs=st.integers(1, 2),
@@ -193,7 +193,7 @@ def test_each_client_owns_its_parameters(path: Path) -> None:
 )
 def test_any_block_equals_its_clients_alone(
     path: Path,
-    hidden: int,
+    hidden: tuple[int, ...],
     sizes: list[int],
     batch: int,
     epochs: int,
@@ -202,7 +202,7 @@ def test_any_block_equals_its_clients_alone(
     rate: float,
 ) -> None:
     torch.manual_seed(0)
-    model = Mlp((hidden,), dropout=(rate,)).build((6,), 3).double()
+    model = Mlp(hidden, dropout=(rate,)).build((6,), 3).double()
     options = Settings(epochs, batch, 0.2, momentum, 0.01, limit)
     for penalty in (None, Proximal(0.1)):
         check(path, Local(cross_entropy, penalty), options, clients(model, sizes), least=0.0)

@@ -359,12 +359,16 @@ def test_gathered_examples_are_those_of_each_client_in_turn(
 ) -> None:
     own = stream(order=order, partition=Dirichlet(0.3))
     for stage in range(2):
-        together, counts = own.gather(clients, stage)
+        rows, counts = own.gather(clients, stage)
+        together = rows.take()
         alone = [own.train(client, stage) for client in clients]
         assert counts == tuple(map(len, alone))
         assert torch.equal(together.x, torch.cat([one.x for one in alone]))
         assert torch.equal(together.y, torch.cat([one.y for one in alone]))
         assert (together.x.dtype, together.y.dtype) == (torch.float32, torch.int64)
+        places = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+        assert torch.equal(rows.take(places.numpy()).x, together.x[places])
+        assert torch.equal(rows.take(places.numpy()).y, together.y[places])
     with pytest.raises(ValueError, match="client 1 has no data at stage 1"):
         stream(order=OWN).gather((0, 1), 1)
 
@@ -406,7 +410,8 @@ def test_blurred_examples_are_used_once_and_mostly_at_home(partition: Any) -> No
 
 def test_blurred_stages_are_gathered_in_one_block() -> None:
     own = blurred()
-    together, counts = own.gather((1, 0), 1)
+    rows, counts = own.gather((1, 0), 1)
+    together = rows.take()
     alone = [own.train(client, 1) for client in (1, 0)]
     assert counts == tuple(map(len, alone))
     assert torch.equal(together.x, torch.cat([one.x for one in alone]))
@@ -460,7 +465,8 @@ def test_a_million_clients_cost_what_their_cohort_costs(order: Order) -> None:
     assert 10**5 < len(members) <= 10**6
     chosen = sample(members, 8, "fixed", seed=1, turn=0)
     assert all(type(client) is int for client in chosen)
-    examples, counts = million.gather(chosen, 2)
+    rows, counts = million.gather(chosen, 2)
+    examples = rows.take()
     assert (counts, len(examples)) == ((5,) * 8, 40)
     assert len(pickle.dumps(million)) < 20_000
     # Who else is registered changes nothing.

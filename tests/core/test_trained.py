@@ -11,13 +11,14 @@ from torch import Tensor
 from fedcl.core.client import Unchanged
 from fedcl.core.trained import BlockReply, LowRank, TrainedBlock
 
+WIDTH = 2
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 def made(
     seed: int,
     clients: int,
-    visits: int,
+    steps: int,
     out: int,
     width: int,
     bias: bool,
@@ -40,7 +41,12 @@ def made(
         start[f"{at}bias"] = draw(out)
     start["last.weight"] = draw(3, out)
     scale = 1.0 - draw(clients).abs() / 10 if decay else torch.ones(clients, dtype=dtype)
-    low = LowRank(scale, draw(clients, visits, out), draw(clients, visits, width))
+    # Clients stand in order of falling numbers of steps; those that have finished are left out.
+    working = [max(1, clients - step) for step in range(steps)]
+    left = draw(clients, steps * WIDTH, out)
+    for step, count in enumerate(working):
+        left[count:, step * WIDTH : (step + 1) * WIDTH] = 0.0
+    low = LowRank(scale, left, tuple(draw(count, WIDTH, width) for count in working))
     stacked = {"last.weight": draw(clients, 3, out)}
     order = torch.randperm(clients, generator=generator).tolist()
     block = TrainedBlock(
@@ -49,13 +55,14 @@ def made(
     by_hand: list[dict[str, Tensor]] = [{} for _ in order]
     for place, k in enumerate(order):
         own = by_hand[k]
-        left, right = low.left[place].double(), low.right[place].double()
         factor = scale[place].double()
         own[f"{at}weight"] = start[f"{at}weight"].double() * factor
-        for row in range(visits):
-            own[f"{at}weight"] += torch.outer(left[row], right[row])
+        for step, count in enumerate(working):
+            for row in range(WIDTH if place < count else 0):
+                change = left[place, step * WIDTH + row].double()
+                own[f"{at}weight"] += torch.outer(change, low.right[step][place, row].double())
         if bias:
-            own[f"{at}bias"] = start[f"{at}bias"].double() * factor + left.sum(0)
+            own[f"{at}bias"] = start[f"{at}bias"].double() * factor + left[place].double().sum(0)
         own["last.weight"] = stacked["last.weight"][place].double()
     return block, by_hand
 
@@ -64,7 +71,7 @@ shapes = settings(max_examples=80)(
     given(
         seed=st.integers(0, 2**30),
         clients=st.integers(1, 5),
-        visits=st.integers(0, 6),
+        steps=st.integers(0, 4),
         out=st.integers(1, 5),
         width=st.integers(1, 5),
         bias=st.booleans(),
@@ -80,7 +87,7 @@ shapes = settings(max_examples=80)(
 def test_parameters_and_sums_are_those_by_hand(
     seed: int,
     clients: int,
-    visits: int,
+    steps: int,
     out: int,
     width: int,
     bias: bool,
@@ -89,7 +96,7 @@ def test_parameters_and_sums_are_those_by_hand(
     dtype: torch.dtype,
     weights: list[float],
 ) -> None:
-    block, by_hand = made(seed, clients, visits, out, width, bias, decay, name, dtype)
+    block, by_hand = made(seed, clients, steps, out, width, bias, decay, name, dtype)
     rounding = ROUNDING[dtype]
     for k, own in enumerate(by_hand):
         found = block.params(k)

@@ -91,7 +91,6 @@ def test_pushed_messages_are_pulled_as_they_come() -> None:
             for reply in grid.pull_messages([*slow, *again, *fast]):
                 found[reply.metadata.reply_to_message_id] = told(reply)
             time.sleep(0.01)
-        assert list(found)[-1] == again[0]
         assert found[slow[0]] == {"count": 1} and found[again[0]] == {"count": 2}
         assert [found[id] for id in fast] == [{"count": 1}] * 11
 
