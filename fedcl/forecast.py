@@ -22,6 +22,7 @@ from fedcl.planned import Planned
 from fedcl.workload import visits
 
 _CODE = 40_000_000  # what loads after this: autograd's own, and the report's libraries
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")
 _STEP = 4e-4  # seconds that a local step takes beside its arithmetic
 
 
@@ -94,8 +95,10 @@ def check_room(found: Forecast, experiment: Experiment, folder: Path | None) -> 
         folder: Where its files go, or None for a run that writes none.
     """
     limit = experiment.memory.limit
-    whose = "memory.limit allows" if limit else "this machine has"
-    _refuse("memory", found.memory, found.peak, limit or installed(), whose, "raise memory.limit")
+    whose, other = "this machine has", "take a larger machine"
+    if limit:
+        whose, other = "memory.limit allows", "raise memory.limit"
+    _refuse("memory", found.memory, found.peak, limit or installed(), whose, other)
     if folder is not None:
         free = disk_room(folder)
         whose = f"the disk of {folder} has"
@@ -117,8 +120,12 @@ def _refuse(
 
 
 def installed() -> float:
-    """Returns the bytes of memory that this machine has."""
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    """Returns the bytes of memory that this machine has, or that a container leaves of them."""
+    pages = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    try:
+        return min(pages, float(_CONTAINER.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # there is none, or no bound ("max")
+        return pages
 
 
 def disk_room(folder: Path) -> float:

@@ -171,8 +171,8 @@ class Planned:
             return Placement((Batching("loop", self.together),), workers, name)
         if engine.get("tune"):
             return Placement((Batching("fused", 64), Batching("vmap", 64)), workers, name)
-        one = Batching(engine["path"], engine["block"])
-        return Placement((one,), workers, name)
+        given = {key: engine[key] for key in ("path", "block") if key in engine}
+        return Placement((Batching(**given),), workers, name)
 
     @property
     def batched(self) -> bool:

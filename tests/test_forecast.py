@@ -182,6 +182,11 @@ def test_the_part_to_lower_is_named(option: str, changes: dict[str, Any]) -> Non
         fedcl.run(tiny(changes))
 
 
+def test_a_run_that_no_machine_holds_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"this machine has .*, or take a larger machine"):
+        fedcl.run(tiny({"engine.name": "ray", "engine.workers": 10**6}))
+
+
 def test_a_limit_below_python_itself_can_only_be_raised() -> None:
     with pytest.raises(ConfigError, match=r"memory\.limit allows 1\.0 MB: raise memory\.limit"):
         fedcl.run(tiny({"memory.limit": 1_000_000}))
@@ -223,6 +228,14 @@ def test_times_are_rough(seconds: float, words: str) -> None:
 
 def test_bytes_in_words() -> None:
     assert [show_bytes(10.0**k) for k in (0, 3, 7, 13)] == ["1 B", "1.0 kB", "10.0 MB", "10.0 TB"]
+
+
+@pytest.mark.parametrize(("clients", "same"), [(2, "serial"), (16, "vectorized")])
+def test_auto_needs_what_its_choice_needs(clients: int, same: str) -> None:
+    runs = [parse(override(BASE, {"stream.clients": clients, "engine.name": same}))]
+    runs.append(parse(override(BASE, {"stream.clients": clients, "engine.name": "auto"})))
+    own, other = (forecast(run, build_site(run)).memory for run in runs)
+    assert own[1:] == other[1:]
 
 
 def test_whoever_is_never_asked_remembers_nothing() -> None:
