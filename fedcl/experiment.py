@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,9 @@ import torch
 from fedcl.assembly import build_site, check_minimum
 from fedcl.assessment import assess
 from fedcl.config import Experiment
-from fedcl.core.door import Door, TooFewReplies
-from fedcl.core.errors import FedclError
+from fedcl.core.door import Door
 from fedcl.core.exchange import Exchange
-from fedcl.core.federation import Federation
 from fedcl.core.params import copy
-from fedcl.core.population import sample
-from fedcl.core.seeds import seed_of
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
@@ -27,11 +23,10 @@ from fedcl.forecast import check_room, forecast, occupied
 from fedcl.journal import Journal, opened
 from fedcl.probe import Probe
 from fedcl.record import Record, finish
+from fedcl.rounds import Rounds
 from fedcl.summary import read_reference, summarise
 from fedcl.tuning import tuned
 from fedcl.workload import training_flops
-
-_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -159,10 +154,11 @@ class _Loop:
                 getattr(engine, "reason", "")
                 or f"{self.experiment.names['engine']}: named in the config"
             )
-            rounds = self.experiment.training.rounds
+            rounds = Rounds(self.experiment, self.site, door, self.journal.events, self.probe.drop)
+            last = self.experiment.training.rounds
             for stage in range(first[0], self.stream.stages):
-                for number in range(first[1] if stage == first[0] else 0, rounds):
-                    state = self._round(state, door, stage, number)
+                for number in range(first[1] if stage == first[0] else 0, last):
+                    state = self._round(state, rounds, stage, number)
         finally:
             engine.close()
         record = self.journal.finished()
@@ -182,24 +178,24 @@ class _Loop:
             "method_object": self.method,
         }
 
-    def _round(self, state: Any, door: Door, stage: int, number: int) -> Any:
+    def _round(self, state: Any, rounds: Rounds, stage: int, number: int) -> Any:
         start = time.perf_counter()
-        training = self.experiment.training
+        training, door = self.experiment.training, rounds.door
         last = number == training.rounds - 1
         done: list[Exchange] = []
         before = state
         if self.probe.due(stage, number) and not self._is_evaluated(stage, number - 1):
             self._evaluate(before, stage, at_end=False)
-        state = self._ask(state, door, stage, number, done)
+        state = rounds.ask(state, stage, number, done)
         # A resumed run gets its state from the checkpoint: the same bits, so the same layout too.
         state = settle(state, self.site.device)
         door.channel_state = settle(door.channel_state, self.site.device)
-        rounds = self.journal.finish_round(stage, done)
+        finished = self.journal.finish_round(stage, done)
         trained = sum(len(e.answered) for e in done)
         speed = trained / max(1e-9, time.perf_counter() - start)
         if self._is_evaluated(stage, number):
             self._evaluate(state, stage, at_end=last)
-        looks, costs = self.probe.assess(self.site, before, stage, rounds)
+        looks, costs = self.probe.assess(self.site, before, stage, finished)
         self.journal.record.evaluations.extend(looks)
         self.journal.record.costs.extend(costs)
         if last or self.journal.due:
@@ -213,7 +209,7 @@ class _Loop:
                     self.stream.stages,
                     number + 1,
                     training.rounds,
-                    rounds,
+                    finished,
                     total,
                     self.accuracy,
                     speed,
@@ -221,90 +217,6 @@ class _Loop:
                 )
             )
         return state
-
-    def _ask(self, state: Any, door: Door, stage: int, number: int, done: list[Exchange]) -> Any:
-        """Runs the method's round, and what begins or ends the stage with it."""
-        method, rounds = self.method, self.experiment.training.rounds
-        cohort = self._cohort(stage, number)
-        if number == 0 and self.stream.borders:
-            state, _ = self._step(method.begin_task, state, door, stage, -1, cohort, done)
-        state, cohort = self._step(method.round, state, door, stage, number, cohort, done)
-        if number == rounds - 1 and self.stream.borders:
-            state, _ = self._step(method.end_task, state, door, stage, rounds, cohort, done)
-        return state
-
-    def _cohort(self, stage: int, number: int, attempt: int = 0) -> tuple[int, ...]:
-        """Returns the clients that are asked in a round; a repeated one draws anew."""
-        training = self.experiment.training
-        again = (attempt,) if attempt else ()
-        seed = seed_of(self.experiment.seed, "cohort", stage, number, *again)
-        members, turn = self.stream.members(stage), stage * training.rounds + number
-        return sample(members, training.cohort, training.sampling, seed, turn)
-
-    def _step(
-        self,
-        step: Callable[[Any, Federation], Any],
-        state: Any,
-        door: Door,
-        stage: int,
-        number: int,
-        cohort: tuple[int, ...],
-        done: list[Exchange],
-    ) -> tuple[Any, tuple[int, ...]]:
-        """Runs one moment of a method, skipped or repeated with too few replies.
-
-        Returns the next state, and the cohort that was asked in the end.
-        """
-        training = self.experiment.training
-        moment = number in (-1, training.rounds)
-        for attempt in range(_ATTEMPTS):
-            if attempt and not moment:
-                cohort = self._cohort(stage, number, attempt)
-            door.exchanges = []
-            channel_state = list(door.channel_state)
-            fed = Federation(
-                self._info(stage),
-                number,
-                training.rounds,
-                cohort,
-                self.stream.members(stage),
-                self.site.model,
-                self.site.device,
-                attempt,
-                _door=door,
-            )
-            try:
-                after = step(state, fed)
-            except TooFewReplies as error:
-                done.extend(door.exchanges)
-                self.memories.drop()
-                door.channel_state = channel_state
-                # What begins or ends a stage happens once and cannot be left out.
-                happened = "repeated" if moment or training.shortfall == "repeat" else "skipped"
-                self.journal.events.append(
-                    {"stage": stage, "round": number, "what": happened, "why": str(error)}
-                )
-                if not moment:
-                    self.probe.drop()
-                if happened == "skipped":
-                    return state, cohort
-                continue
-            self.memories.keep()
-            done.extend(door.exchanges)
-            return after, cohort
-        raise FedclError(
-            f"stage {stage}, round {number}: fewer than training.minimum = {training.minimum} "
-            f"clients answered in {_ATTEMPTS} attempts; lower it or raise training.availability"
-        )
-
-    def _info(self, stage: int) -> Any:
-        if getattr(self, "_known", (None, None))[0] != stage:
-            info = self.stream.info(stage)
-            if info.public is not None:
-                dtype = next(self.site.model.parameters()).dtype
-                info = replace(info, public=replace(info.public, x=info.public.x.to(dtype)))
-            self._known = (stage, settle(info, self.site.device))
-        return self._known[1]
 
     def _is_evaluated(self, stage: int, number: int) -> bool:
         """Returns whether the model is evaluated after a round: as planned, or to decompose it."""

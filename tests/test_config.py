@@ -14,9 +14,10 @@ import pytest
 import tomli_w
 
 import fedcl
-from fedcl.config import Checkpoint, Evaluation, Training, load_config, override, parse
+from fedcl.config import load_config, override, parse
 from fedcl.core.errors import ConfigError, ExposureError
 from fedcl.plugins import KINDS, available, build, find
+from fedcl.settings import Checkpoint, Evaluation, Training
 from fedcl.streams._order import ORDERS
 from fedcl.streams._partition import PARTITIONS
 from tests.commands import ROOT, write_config

@@ -1,0 +1,139 @@
+"""One round of a method: who is asked, and what happens when too few answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedcl.config import Experiment
+from fedcl.core.door import Door, TooFewReplies
+from fedcl.core.errors import FedclError
+from fedcl.core.exchange import Exchange
+from fedcl.core.federation import Federation
+from fedcl.core.population import sample
+from fedcl.core.seeds import seed_of
+from fedcl.core.site import Site
+from fedcl.core.stream import Stream
+from fedcl.core.task import TaskInfo
+from fedcl.core.tree import settle
+
+_ATTEMPTS = 20
+
+
+@dataclass
+class Rounds:
+    """Opens the door to a method, round after round.
+
+    Attributes:
+        experiment: The experiment.
+        site: Where clients run.
+        door: What stands behind the door.
+        events: Takes note of skipped and repeated rounds.
+        dropped: Called when a round came to nothing.
+    """
+
+    experiment: Experiment
+    site: Site
+    door: Door
+    events: list[dict[str, int | str]]
+    dropped: Callable[[], None]
+    _known: TaskInfo | None = field(default=None, init=False)
+
+    @property
+    def _stream(self) -> Stream:
+        stream: Stream = self.site.population.stream  # type: ignore[attr-defined]
+        return stream
+
+    def ask(self, state: Any, stage: int, number: int, done: list[Exchange]) -> Any:
+        """Runs the method's round, and what begins or ends the stage with it.
+
+        Args:
+            state: The method's state before.
+            stage: The stage.
+            number: The round of the stage.
+            done: Takes the exchanges, those of attempts that came to nothing too.
+
+        Raises:
+            FedclError: Too few clients answered, however often they were asked.
+        """
+        method, rounds = self.experiment.method, self.experiment.training.rounds
+        cohort = self._cohort(stage, number)
+        if number == 0 and self._stream.borders:
+            state, _ = self._step(method.begin_task, state, stage, -1, cohort, done)
+        state, cohort = self._step(method.round, state, stage, number, cohort, done)
+        if number == rounds - 1 and self._stream.borders:
+            state, _ = self._step(method.end_task, state, stage, rounds, cohort, done)
+        return state
+
+    def _cohort(self, stage: int, number: int, attempt: int = 0) -> tuple[int, ...]:
+        """Returns the clients that are asked in a round; a repeated one draws anew."""
+        training = self.experiment.training
+        again = (attempt,) if attempt else ()
+        seed = seed_of(self.experiment.seed, "cohort", stage, number, *again)
+        members, turn = self._stream.members(stage), stage * training.rounds + number
+        return sample(members, training.cohort, training.sampling, seed, turn)
+
+    def _step(
+        self,
+        step: Callable[[Any, Federation], Any],
+        state: Any,
+        stage: int,
+        number: int,
+        cohort: tuple[int, ...],
+        done: list[Exchange],
+    ) -> tuple[Any, tuple[int, ...]]:
+        """Runs one moment of a method, skipped or repeated with too few replies.
+
+        Returns the next state, and the cohort that was asked in the end.
+        """
+        training, door = self.experiment.training, self.door
+        moment = number in (-1, training.rounds)
+        for attempt in range(_ATTEMPTS):
+            if attempt and not moment:
+                cohort = self._cohort(stage, number, attempt)
+            door.exchanges = []
+            channel_state = list(door.channel_state)
+            fed = Federation(
+                self._info(stage),
+                number,
+                training.rounds,
+                cohort,
+                self._stream.members(stage),
+                self.site.model,
+                self.site.device,
+                attempt,
+                _door=door,
+            )
+            try:
+                after = step(state, fed)
+            except TooFewReplies as error:
+                done.extend(door.exchanges)
+                door.memories.drop()
+                door.channel_state = channel_state
+                # What begins or ends a stage happens once and cannot be left out.
+                happened = "repeated" if moment or training.shortfall == "repeat" else "skipped"
+                self.events.append(
+                    {"stage": stage, "round": number, "what": happened, "why": str(error)}
+                )
+                if not moment:
+                    self.dropped()
+                if happened == "skipped":
+                    return state, cohort
+                continue
+            door.memories.keep()
+            done.extend(door.exchanges)
+            return after, cohort
+        raise FedclError(
+            f"stage {stage}, round {number}: fewer than training.minimum = {training.minimum} "
+            f"clients answered in {_ATTEMPTS} attempts; lower it or raise training.availability"
+        )
+
+    def _info(self, stage: int) -> TaskInfo:
+        if self._known is None or self._known.index != stage:
+            info = self._stream.info(stage)
+            if info.public is not None:
+                dtype = next(self.site.model.parameters()).dtype
+                info = replace(info, public=replace(info.public, x=info.public.x.to(dtype)))
+            self._known = settle(info, self.site.device)
+        return self._known

@@ -1,0 +1,138 @@
+"""The tables of a config that belong to no plug-in: training, evaluation, checkpoint, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedcl.core.local import Trainer
+
+
+@dataclass(frozen=True)
+class Training:
+    """The table `[training]`.
+
+    Attributes:
+        rounds: Rounds of each stage.
+        cohort: Clients sampled for a round; 0, or more than a stage has, means all its members.
+        local: How one client trains.
+        sampling: How a cohort is drawn: `fixed` size, `poisson` or `round_robin`.
+        fold: Clients in a fold block: sums are made block by block, whatever the engine.
+        dtype: Type of parameters and inputs.
+        device: `auto` takes a GPU when there is one.
+        precision: Matrix products of local training on a GPU: `full`, `tf32` (products of rounded
+            float32) or `bf16` (PyTorch's autocast). On a CPU it changes nothing.
+        minimum: Replies that an exchange needs.
+        shortfall: What happens to a round with fewer: `skip` or `repeat`.
+        availability: Chance that a client that is asked answers.
+    """
+
+    local: Trainer
+    rounds: int = 10
+    cohort: int = 0
+    sampling: Literal["fixed", "poisson", "round_robin"] = "fixed"
+    fold: int = 16
+    dtype: Literal["float32", "float64"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["full", "tf32", "bf16"] = "full"
+    minimum: int = 1
+    shortfall: Literal["skip", "repeat"] = "skip"
+    availability: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 1), ("cohort", 0), ("fold", 1), ("minimum", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 < self.availability <= 1:
+            raise ValueError(f"availability must lie in (0, 1], not {self.availability}")
+        if self.cohort and self.minimum > self.cohort:
+            raise ValueError(
+                f"minimum = {self.minimum} replies cannot come from cohort = {self.cohort}: lower "
+                "the one or raise the other"
+            )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The table `[evaluation]`.
+
+    Attributes:
+        every: Rounds between evaluations inside a stage; 0 means at stage ends only.
+        splits: Held-out data to evaluate on; `validation` alone leaves the test set untouched while
+            tuning.
+        clients: Clients that get rows of their own at stage ends, evenly spaced among all.
+        batch_size: Examples of one forward pass.
+        reference: Folder of a finished `joint` run on the same stream, whose accuracies are the
+            a*_j of intransigence.
+        decompose: Clients of a round that are trained once more, to see what their training loses
+            on old tasks and what aggregation does; 0 for none.
+        decompose_every: Rounds between rounds that are decomposed.
+    """
+
+    every: int = 5
+    splits: tuple[Literal["test", "validation"], ...] = ("test",)
+    clients: int = 100
+    batch_size: int = 1024
+    reference: str = ""
+    decompose: int = 0
+    decompose_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("every", 0),
+            ("clients", 0),
+            ("batch_size", 1),
+            ("decompose", 0),
+            ("decompose_every", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not self.splits or len(set(self.splits)) < len(self.splits):
+            raise ValueError(
+                f"splits must name each split once and at least one, not {self.splits}"
+            )
+
+    def is_planned(self, finished: int, rounds: int) -> bool:
+        """Returns whether the global model is evaluated after `finished` rounds of the whole run.
+
+        Args:
+            finished: Finished rounds; 0 is the untrained model.
+            rounds: Rounds of a stage.
+        """
+        return finished % rounds == 0 or bool(self.every and finished % self.every == 0)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The table `[checkpoint]`.
+
+    Attributes:
+        seconds: Time between commits inside a stage; 0 commits every round. Stage ends always
+            commit.
+    """
+
+    seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.seconds < 0:
+            raise ValueError(f"seconds must be at least 0, not {self.seconds}")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The table `[memory]`.
+
+    Attributes:
+        cache: Bytes of clients' memories held in RAM; what has no room lies in the checkpoint, or,
+            in a run without a folder, in a temporary file. It changes no result.
+        limit: Bytes of memory that a run may need: one that is predicted to need more is refused; 0
+            means all that the machine has.
+    """
+
+    cache: int = 500_000_000
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("cache", "limit"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0 bytes, not {getattr(self, name)}")
