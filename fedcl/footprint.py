@@ -14,6 +14,7 @@ from torch import nn
 
 from fedcl.core.block import Batching
 from fedcl.core.blockmodel import block_model
+from fedcl.core.blockweights import as_products
 from fedcl.planned import Planned
 
 _TESTS = 256 * 2**20  # test sets that a stream holds ready: its cache
@@ -170,7 +171,7 @@ def _fused(run: Planned, name: str) -> tuple[float, float]:
     weight = name.removesuffix(kind) + "weight"
     width, out = run.sizes.layers[weight]
     products = run.visits * (width + out)
-    if run.network.rows[weight] > 1 or products > width * out:
+    if run.network.rows[weight] > 1 or not as_products(run.visits, width, out):
         return (1 + run.momentum) * own, (1 + run.momentum) * own
     if kind != "weight":
         return 0.0, 0.0

@@ -18,7 +18,7 @@ from fedcl.core.block import Block, Plan
 from fedcl.core.blocklayers import BlockLayer
 from fedcl.core.blockmodel import BlockModel, block_model_of
 from fedcl.core.blocknet import BlockNet, flat_task
-from fedcl.core.blockweights import Outer, Step, Stepped, UsedTwice, recurrence
+from fedcl.core.blockweights import Outer, Step, Stepped, UsedTwice, as_products, recurrence
 from fedcl.core.local import Local, check_losses
 from fedcl.core.model import Dropout, dropouts
 from fedcl.core.params import Params
@@ -109,10 +109,8 @@ class _Training:
     def _weights(self, layer: BlockLayer, weight: Tensor, bias: Tensor | None) -> Outer | Stepped:
         plan, settings = self.plan, self.settings
         clients, visits = len(plan.order), plan.rows[0].numel()
-        # Outer products are cheaper while they hold fewer numbers than the weight. On a CPU, for 64
-        # to 1024 inputs, 64 to 512 outputs and batches of 10 and 32, they take 0.4 to 1.1 of the
-        # time up to there, and 1 to 7 times as much at 400 visits.
-        if layer.rows == 1 and visits * sum(weight.shape) <= weight.numel():
+        out, width = weight.shape
+        if layer.rows == 1 and as_products(visits, width, out):
             return Outer(weight, bias, clients, visits, self.scale, self.factor)
         return Stepped(
             _spread(weight, clients),

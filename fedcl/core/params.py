@@ -30,21 +30,6 @@ def copy(params: Params) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in params.items()}
 
 
-def to(params: Params, device: torch.device) -> dict[str, Tensor]:
-    """Returns the same values on `device`."""
-    return {name: value.to(device) for name, value in params.items()}
-
-
-def norm(params: Params) -> float:
-    """Returns the Euclidean norm over all entries, summed in float64."""
-    return math.sqrt(sum(float(value.double().square().sum()) for value in params.values()))
-
-
-def nbytes(params: Params) -> int:
-    """Returns the bytes of all tensors as they would travel, without names."""
-    return sum(value.numel() * value.element_size() for value in params.values())
-
-
 def not_finite(params: Params) -> str | None:
     """Returns the name of the first tensor with a NaN or infinity in it, or None."""
     for name, value in params.items():
