@@ -105,7 +105,7 @@ def training(run: Planned) -> list[Part]:
 
 def _training(run: Planned, batching: Batching) -> list[Part]:
     loop = batching.path == "loop"
-    count = 1 if loop else min(run.together, batching.block)
+    count = 1 if loop else min(run.together, batching.size(run.site.model))
     weighed = run.together if loop else count
     weights = _looped(run) if loop else _batched(run, batching)
     mean = float(run.shares[0].mean())
@@ -140,7 +140,7 @@ def _looped(run: Planned) -> float:
 
 
 def _batched(run: Planned, batching: Batching) -> float:
-    count, item = min(run.together, batching.block), run.sizes.item
+    count, item = min(run.together, batching.size(run.site.model)), run.sizes.item
     names = dict(run.site.model.named_parameters())
     fused = batching.path in ("auto", "fused", "grouped")
     fused = fused and block_model(run.site.model, names) is not None

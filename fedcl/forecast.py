@@ -163,7 +163,7 @@ def _seconds(run: Planned) -> float:
     stream = run.stream
     steps = visits(run.experiment, stream) / min(run.batch, max(1.0, float(run.shares[0].mean())))
     # Clients of one computation share its overhead.
-    together = max(min(way.block, run.together) for way in run.placement.batchings)
+    together = max(min(way.size(run.site.model), run.together) for way in run.placement.batchings)
     overhead = _STEP * steps / (together if run.batched else 1)
     tested = sum(len(task.test) for task in stream.tasks) * _looks(run) / len(stream.tasks)
     flops = run.flops + tested * forward_flops(run.site.model, stream.dataset.shape)

@@ -103,7 +103,7 @@ OUT_OF_RANGE = [
     Bad("availability", {"training.availability": 2.0}, "[training] availability", "(0, 1], not"),
     Bad("lr", {"training.local.lr": 0.0}, "[training.local] lr", "above 0, not 0.0"),
     Bad("batch", {"training.local.batch_size": 0}, "[training.local] batch_size", "at least 1"),
-    Bad("block", {"engine": {"name": "vectorized", "block": 0}}, "[engine] block", "at least 1"),
+    Bad("block", {"engine": {"name": "vectorized", "block": -1}}, "[engine] block", "at least 0"),
     Bad("every", {"evaluation.every": -1}, "[evaluation] every", "at least 0, not -1"),
     Bad("no split", {"evaluation.splits": []}, "[evaluation] splits", "at least one"),
     Bad("seconds", {"checkpoint.seconds": -1.0}, "[checkpoint] seconds", "at least 0"),

@@ -86,8 +86,8 @@ def test_options_have_defaults_and_are_checked(engine: str) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"name": "vectorized", "block": 0}, "block must be at least 1"),
-        ({"name": "ray", "block": 0}, "block must be at least 1"),
+        ({"name": "vectorized", "block": -1}, "block must be at least 0"),
+        ({"name": "ray", "block": -1}, "block must be at least 0"),
         ({"name": "ray", "workers": -1}, "workers must be at least 0"),
         ({"name": "ray", "inner": "parallel"}, "inner"),
         ({"name": "ray", "gpus": -0.5}, "gpus must be a share of one or a whole number"),

@@ -50,8 +50,9 @@ def run_batched(
         return site.loop(request, ids, memories)
     message = settle(request.message, site.device)
     results = []
-    for start in range(0, len(ids), batching.block):
-        block = site.block(request, ids[start : start + batching.block], memories)
+    size = batching.size(site.model)
+    for start in range(0, len(ids), size):
+        block = site.block(request, ids[start : start + size], memories)
         try:
             if isinstance(program, Statistic):
                 result = _measure(site, request, block, message)

@@ -26,15 +26,21 @@ class Batching:
             convolution after the other), `grouped` (the same with one grouped convolution), `vmap`,
             `compiled` (the same through torch.compile), or `auto`: `fused` where model and loss
             allow it, else `vmap`.
-        block: Clients of one computation; a fold block is cut into them.
+        block: Clients of one computation; a fold block is cut into them. 0 means 16, or 8 where
+            the model has convolutions, whose outputs fill a processor's cache sooner.
     """
 
     path: Path = "auto"
-    block: int = 16
+    block: int = 0
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1, not {self.block}")
+        if self.block < 0:
+            raise ValueError(f"block must be at least 0, not {self.block}")
+
+    def size(self, model: nn.Module) -> int:
+        """Returns the clients of one computation that trains this model."""
+        convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
+        return self.block or (8 if convolves else 16)
 
 
 class Source(Protocol):

@@ -12,6 +12,8 @@ from torch import Tensor
 from fedcl.core.client import Unchanged
 from fedcl.core.params import Params
 
+_SMALL = 2**18  # numbers that are added up at once
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -120,11 +122,20 @@ class TrainedBlock:
                 if bias is not None:
                     sums[at.format("bias")] = pair[1]
                 continue
-            total = start.double() * -float(own.sum())
-            for value, weight in zip(self.stacked[name], own.tolist(), strict=True):
-                total.add_(value, alpha=weight)
-            sums[name] = total
+            sums[name] = _weighted(self.stacked[name], own) - start.double() * float(own.sum())
         return {name: sums[name] for name in self.start}
+
+
+def _weighted(values: Tensor, weights: Tensor) -> Tensor:
+    """Returns the weighted sum over the first dimension, in float64."""
+    if values.numel() <= _SMALL:
+        flat = weights.to(values.device) @ values.flatten(1).double()
+        return flat.view(values.shape[1:])
+    # A copy of all of them in float64 would leave the cache.
+    total = torch.zeros_like(values[0], dtype=torch.float64)
+    for value, weight in zip(values, weights.tolist(), strict=True):
+        total.add_(value, alpha=weight)
+    return total
 
 
 class _Own(Mapping[str, Tensor]):

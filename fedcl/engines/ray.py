@@ -37,7 +37,8 @@ class Ray:
             clients run there. 0 means none where the server has none, else that the workers divide
             the GPUs among them.
         inner: How a worker runs a block: `serial` or `vectorized`.
-        block: Clients of one batched computation, when vectorized.
+        block: Clients of one batched computation, when vectorized; 0 means 16, or 8 where the model
+            has convolutions.
         path: How one computation trains several clients, when vectorized.
         tune: Measure, before the run begins, which path and block are fastest here, and write the
             choice into the run's config.
@@ -50,7 +51,7 @@ class Ray:
     workers: int = 0
     gpus: float = 0.0
     inner: Literal["serial", "vectorized"] = "vectorized"
-    block: int = 16
+    block: int = 0
     path: Path = "auto"
     tune: bool = False
     address: str = ""

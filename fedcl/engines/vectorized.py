@@ -24,13 +24,14 @@ class Vectorized:
     """Batched local training in this process.
 
     Attributes:
-        block: Clients of one batched computation; a fold block is cut into them.
+        block: Clients of one batched computation; a fold block is cut into them. 0 means 16, or 8
+            where the model has convolutions.
         path: How one computation trains several clients; `auto` takes what the model allows.
         tune: Measure, before the run begins, which path and block are fastest here, and write the
             choice into the run's config.
     """
 
-    block: int = 16
+    block: int = 0
     path: Path = "auto"
     tune: bool = False
     _site: Site | None = field(default=None, init=False, repr=False)

@@ -33,8 +33,10 @@ def bits(spec: Mapping[str, Any]) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         expected = _hash(folder / "whole")
         for workers in spec["workers"]:
-            out = folder / f"ray{workers}"
-            _run(config, out, "--set", "engine.name=ray", "--set", f"engine.workers={workers}")
+            out, place = folder / f"ray{workers}", folder / f"config{workers}"
+            place.mkdir()
+            engine = {"name": "ray", "workers": workers}
+            _run(write_config({**spec, "engine": engine}, place, changes), out)
             same[f"{workers} workers"] = _hash(out) == expected
         generator = random.Random(0)
         for kill in range(spec["kills"]):

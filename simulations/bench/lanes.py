@@ -93,7 +93,7 @@ def write_config(spec: Spec, folder: Path, changes: Mapping[str, Any] | None = N
     config = table(spec["model"], spec["cohort"], spec["engine"])
     fold = spec.get("fold", _FOLD)
     config["training"] |= {"device": spec["device"], "fold": fold}
-    if spec["engine"]["name"] in ("vectorized", "ray"):
+    if spec["model"] != "cnn" and spec["engine"]["name"] in ("vectorized", "ray"):
         config["engine"] = {"block": fold, **config["engine"]}
     path = folder / "config.toml"
     path.write_text(tomli_w.dumps(override(config, changes or {})), encoding="utf-8")
