@@ -36,6 +36,8 @@ def enter(address: str, processors: int) -> bool:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray's server keeps what happened to every task, which grows for as long as a run goes on.
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+    # Ray's many threads each take a heap of their own, and give little of it back.
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     options: dict[str, Any] = {"address": address or "local"}
     if not address:
         options |= {
