@@ -7,6 +7,7 @@ products, which costs less while these hold fewer numbers than the weight.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -42,7 +43,7 @@ class Step:
     learning: bool = False
 
 
-class Weights:
+class Weights(ABC):
     """How a linear layer holds the weights of several clients; one use in each step."""
 
     used: bool = False
@@ -61,13 +62,13 @@ class Weights:
         y: Tensor = _Linear.apply(rows, step.anchor, self, step)  # type: ignore[no-untyped-call]
         return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
 
+    @abstractmethod
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Computes the (rows, out) outputs of (rows, in) inputs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, x: Tensor, dy: Tensor, step: Step, needed: bool) -> Tensor | None:
         """Takes the optimizer's step and returns the gradient of the inputs, if it is needed."""
-        raise NotImplementedError
 
     def finish(self, step: Step) -> None:
         """Ends a step."""
