@@ -144,7 +144,7 @@ def list_(
     for each in [kind] if kind else KINDS:
         rows = [(name, *_about(each, find(each, name))) for name in available(each)]
         if each == "methods":
-            rows.insert(0, ("name", "family", "sees", "what it is (from)"))
+            rows.insert(0, ("name", "family", "sees", "also travels", "what it is (from)"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         out_console.print(each, style="bold")
         for row in rows:
@@ -165,7 +165,7 @@ def _about(kind: str, cls: Any) -> tuple[str, ...]:
     phrase = re.split(r":(?: |$)|\n\n", module)[0].replace("\n", " ").rstrip(".")
     if kind != "methods":
         return (phrase,)
-    return cls.family, cls.exposure, f"{phrase} ({cls.paper})"
+    return cls.family, cls.exposure, cls.travels, f"{phrase} ({cls.paper})"
 
 
 @app.command()

@@ -166,8 +166,9 @@ def _measure(site: Site, request: Request, block: Block, message: Any) -> BlockR
     weights, metrics, uploaded = _weigh(site, block, [1.0] * len(block), nothing)
     net = Net(block.model, message.params)
     total: dict[str, Tensor] = {}
+    everyone = statistic.drawn(block.data, block.sizes, block.seeds)
     for first, last in _runs(block):
-        data = block.data.part(block.starts[first], block.starts[last])
+        data = everyone.part(block.starts[first], block.starts[last])
         sums = statistic.sums(net, data, block.tasks[first], message)
         for name, value in sums.items():
             kind, sent = statistic.kind(name), statistic.sent(name, value, data.x.dtype)

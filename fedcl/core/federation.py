@@ -19,7 +19,7 @@ from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import BlockResult, Position, Request, program_name
 from fedcl.core.errors import ConfigError, ExposureError
 from fedcl.core.exchange import Exchange, add_block
-from fedcl.core.local import Local, Loss, Penalty
+from fedcl.core.local import Local, Loss, Penalty, Project
 from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.core.seeds import numpy_generator, seed_of
@@ -65,10 +65,11 @@ class Federation:
         data: Any = parts.own_data,
         keep: Any = parts.own_state,
         report: Any = parts.change,
+        project: Project | None = None,
         name: str = "train",
     ) -> Local:
         """Returns standard local training made of these parts; see `fedcl.core.local.Local`."""
-        return Local(loss, penalty, data, keep, report, name)
+        return Local(loss, penalty, data, keep, report, project, name)
 
     def net(self, params: Params) -> Net:
         """Returns the network with these parameters, for work on the server."""

@@ -30,7 +30,8 @@ from fedcl.core.trained import LowRank, TrainedBlock
 
 def fusible(local: Local, block: Block, message: Any) -> BlockModel | None:
     """Returns the block's network when this path can train it."""
-    if getattr(local.loss, "mixes", False):
+    # Its layers step one by one inside the backward pass: there is no gradient to project.
+    if getattr(local.loss, "mixes", False) or local.project is not None:
         return None
     if block.task is None and not getattr(local.loss, "rowwise", False):
         return None

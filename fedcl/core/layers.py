@@ -5,6 +5,8 @@ Projection and analytic methods need them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,6 +59,62 @@ def layer_inputs(model: nn.Module, params: Params, x: Tensor) -> dict[str, Tenso
         for handle in handles:
             handle.remove()
     return found
+
+
+def layer_signals(
+    model: nn.Module, params: Params, x: Tensor, losses: Callable[[Tensor], Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Returns each layer's inputs, and the gradients that losses have at its outputs.
+
+    Both are rows as in `layer_inputs`, in the same order: with X (rows, d) the inputs and G (rows,
+    out) the gradients at the outputs, `G.T @ X` is the gradient of the weight seen as an (out, d)
+    matrix (of a grouped convolution: summed over its groups, each `out / groups` rows high).
+
+    Args:
+        model: The architecture.
+        params: Parameters to run it with.
+        x: (n, ...) inputs of the model.
+        losses: (n, classes) logits to any tensor, whose sum is differentiated.
+    """
+    found: dict[str, Tensor] = {}
+    outputs: dict[str, list[Tensor]] = {}
+    handles = []
+    for name, layer in protected_layers(model).items():
+
+        def keep(
+            module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name
+        ) -> Tensor:
+            value = inputs[0].detach()
+            rows = patches(module, value) if isinstance(module, nn.Conv2d) else value.flatten(0, -2)
+            found[name] = torch.cat([found[name], rows]) if name in found else rows
+            outputs.setdefault(name, []).append(output)
+            return output.clone()  # what comes next may work in place
+
+        handles.append(layer.register_forward_hook(keep))
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    try:
+        with torch.enable_grad():
+            value = losses(Net(model, leaves)(x)).sum()
+    finally:
+        for handle in handles:
+            handle.remove()
+    places = [(name, output) for name, given in outputs.items() for output in given]
+    gradients = torch.autograd.grad(
+        value, [output for _, output in places], allow_unused=True, materialize_grads=True
+    )
+    signals: dict[str, Tensor] = {}
+    layers = protected_layers(model)
+    for (name, _), gradient in zip(places, gradients, strict=True):
+        module = layers[name]
+        if isinstance(module, nn.Conv2d):
+            grouped = gradient.flatten(2).unflatten(
+                1, (module.groups, -1)
+            )  # (n, groups, out, places)
+            rows = grouped.permute(0, 3, 1, 2).flatten(0, 2)
+        else:
+            rows = gradient.flatten(0, -2)
+        signals[name] = torch.cat([signals[name], rows]) if name in signals else rows
+    return found, signals
 
 
 def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from fedcl.core.trained import BlockReply
 
 Loss = Callable[[Net, Examples, ClientTask, Any], Tensor]
 Penalty = Callable[[Params, Any], Tensor]
+Project = Callable[[Params, Any], Params]
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ class Local:
         data: `data(client, message)` -> the examples to train on.
         keep: `keep(client, message, params)` -> the client's next memory.
         report: `report(client, message, params)` -> the tensors that go up.
+        project: `project(gradients, message)` -> the gradients that each step follows, by the same
+            names, in the same shapes and types; a function of tensors that touches no data, or
+            None. It gets the gradient with weight decay, before momentum.
         name: Name of the program in records and errors.
     """
 
@@ -112,6 +116,7 @@ class Local:
     data: Callable[[Client, Any], Examples] = own_data
     keep: Callable[[Client, Any, Params], Any] = own_state
     report: Callable[[Client, Any, Params], Params] = change
+    project: Project | None = None
     name: str = "train"
 
     @property

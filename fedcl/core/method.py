@@ -71,6 +71,7 @@ class Method(ABC, Generic[S]):
         exposure: `mean` when only aggregates are asked for, `replies` when single replies are.
         needs_borders: Whether it must be told where a task ends.
         needs_public: Whether it needs public data.
+        travels: What crosses the wire besides the model and its change, for listings.
         paper: Where it comes from.
         client_half: Names of its functions that run on clients.
     """
@@ -79,6 +80,7 @@ class Method(ABC, Generic[S]):
     exposure: ClassVar[Literal["mean", "replies"]] = "mean"
     needs_borders: ClassVar[bool] = False
     needs_public: ClassVar[bool] = False
+    travels: ClassVar[str] = "nothing"
     paper: ClassVar[str] = ""
     client_half: ClassVar[tuple[str, ...]] = ()
 

@@ -124,6 +124,9 @@ def train_one(local: Local, settings: Settings, client: Client, message: Any) ->
         with torch.no_grad():
             if settings.weight_decay:
                 gradients = list(torch._foreach_add(gradients, values, alpha=settings.weight_decay))
+            if local.project is not None:
+                named = local.project(dict(zip(params, gradients, strict=True)), message)
+                gradients = [named[name] for name in params]
             if settings.momentum:
                 if momenta is None:
                     momenta = [g.clone() for g in gradients]

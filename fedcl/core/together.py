@@ -65,7 +65,7 @@ def _train(
         grouped = path == "grouped" or (path == "auto" and first.is_cuda)
         reason = (
             "it trains linear, convolution, embedding and normalisation layers with a loss that "
-            "keeps examples apart"
+            "keeps examples apart and follows the gradient as it is"
         )
         if net is not None:
             try:

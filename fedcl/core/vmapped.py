@@ -74,10 +74,14 @@ def train_vmapped(
         own = {k: v[:n] for k, v in params.items()}
         task = {k: v[:n] for k, v in tasks.items()}
         gradients, losses = step(own, batch, weights[:n, number], task, masks)
+        gradients = {name: value[:working] for name, value in gradients.items()}
+        if settings.weight_decay:
+            decay = settings.weight_decay
+            gradients = {k: g.add(own[k][:working], alpha=decay) for k, g in gradients.items()}
+        if local.project is not None:
+            gradients = dict(vmap(local.project, in_dims=(0, None))(gradients, message))
         for name, value in own.items():
-            gradient = gradients[name][:working]
-            if settings.weight_decay:
-                gradient = gradient.add(value[:working], alpha=settings.weight_decay)
+            gradient = gradients[name]
             if settings.momentum:
                 if name in momenta:
                     gradient = momenta[name][:working].mul_(settings.momentum).add_(gradient)

@@ -99,6 +99,7 @@ class FOT(Method[State]):
 
     family: ClassVar[str] = "orthogonal"
     needs_borders: ClassVar[bool] = True
+    travels: ClassVar[str] = "each stage: bases down, Gram matrices or sketches up"
     paper: ClassVar[str] = "Bakman et al., ICLR 2024"
     client_half: ClassVar[tuple[str, ...]] = ("gram", "sketch", "keep_params")
 
