@@ -6,6 +6,7 @@ Projection and analytic methods need them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from fedcl.core.model import Net
 from fedcl.core.params import Params
+from fedcl.core.task import ScenarioKind
 
 
 def protected_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -22,6 +24,24 @@ def protected_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     }
+
+
+Head = Literal["auto", "protect", "free"]
+
+
+def guarded_layers(model: nn.Module, head: Head, scenario: ScenarioKind) -> tuple[str, ...]:
+    """Returns the weights that a method keeps from forgetting.
+
+    Args:
+        model: The architecture.
+        head: Whether the last layer is one of them; `auto` means in the domain-incremental
+            scenario, where all tasks share its rows.
+        scenario: The stream's scenario.
+    """
+    names = tuple(protected_layers(model))
+    if head == "protect" or (head == "auto" and scenario == "domain"):
+        return names
+    return tuple(name for name in names if name.split(".")[-2:] != ["head", "weight"])
 
 
 def input_width(layer: nn.Linear | nn.Conv2d) -> int:

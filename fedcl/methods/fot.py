@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedcl.core.client import Client, Model, Reply
 from fedcl.core.federation import Federation
-from fedcl.core.layers import protected_layers
+from fedcl.core.layers import Head, guarded_layers
 from fedcl.core.local import CrossEntropy, own_state
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.moments import ROWS, InputMoments, Sketch, extended_basis, input_statistics
@@ -90,7 +90,7 @@ class FOT(Method[State]):
     eps_rule: Literal["energy", "paper_code"] = "energy"
     statistics_model: Literal["global", "local"] = "global"
     statistics_clients: Literal["members", "cohort"] = "members"
-    head: Literal["auto", "protect", "free"] = "auto"
+    head: Head = "auto"
     biases: bool = False
     masked: bool = False
     server: Literal["mean", "momentum", "adam"] = "mean"
@@ -163,14 +163,7 @@ class FOT(Method[State]):
 
     def end_task(self, state: State, fed: Federation) -> State:
         """Extends each basis by what this task's layer inputs add to it (GPSE)."""
-        protect_head = self.head == "protect" or (
-            self.head == "auto" and fed.task.scenario == "domain"
-        )
-        layers = tuple(
-            n
-            for n in protected_layers(fed.model)
-            if protect_head or n.split(".")[-2:] != ["head", "weight"]
-        )
+        layers = guarded_layers(fed.model, self.head, fed.task.scenario)
         params = state.params if self.statistics_model == "global" else {}
         clients = fed.members if self.statistics_clients == "members" else fed.cohort
         sums = fed.aggregate(
