@@ -354,7 +354,8 @@ def show(
     table = Table(*headings, title=title)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    # A file is as wide as a table needs.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
     lines = [f"| {' | '.join(words)} |" for words in (headings, ["---"] * len(headings), *rows)]
     out.mkdir(parents=True, exist_ok=True)
     (out / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
