@@ -46,6 +46,21 @@ class Sketch:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What goes down for moments: the model, the bases so far, and which layers.
+
+    Attributes:
+        params: Parameters to run the model with.
+        basis: (d, k) basis by name of the weight; inputs along it are left out.
+        layers: Names of the weights.
+    """
+
+    params: Params
+    basis: Mapping[str, Tensor]
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class InputMoments:
     """Gram matrices of the layer inputs' residual, as a `Statistic` measures them.
 
@@ -164,3 +179,67 @@ def extended_basis(
     if rule == "paper_code":
         rank = max(rank, 1)
     return extend(old, vectors[:, :rank])
+
+
+def grown_basis(gram: Tensor, basis: Tensor | None, energy: float, rounding: float) -> Tensor:
+    """Returns what `extended_basis` does, from a Gram matrix of whole inputs instead of residuals.
+
+    A server that asks for these needs to send no basis.
+
+    Args:
+        gram: (d, d) float64 Gram matrix of a layer's inputs.
+        basis: (d, k) basis so far, or None.
+        energy: Share of the inputs' energy that the basis must hold.
+        rounding: Relative rounding of what travelled.
+    """
+    rest = gram
+    if basis is not None and basis.shape[1]:
+        half = gram - basis @ (basis.T @ gram)
+        rest = half - (half @ basis) @ basis.T
+        # It is the whole matrix that was rounded; taking away its part along the basis rounds too.
+        size = float(rest.norm())
+        rounding *= 10 * float(gram.norm()) / size if size else 1.0
+    traces = [1.0, float(gram.trace()), max(0.0, float(rest.trace())), 0.0]
+    sums = {"gram/own": pack((rest + rest.T) / 2), "norms/own": gram.new_tensor(traces)}
+    return extended_basis(sums, "own", basis, energy, "energy", rounding)
+
+
+def own_space(gram: Tensor, basis: Tensor, energy: float) -> Tensor:
+    """Returns the fewest directions in the span of a basis that hold a share of inputs' energy.
+
+    Args:
+        gram: (d, d) float64 Gram matrix of a layer's inputs.
+        basis: (d, k) orthonormal columns that hold at least the share.
+        energy: Share of the inputs' energy.
+
+    Returns:
+        (d, r) orthonormal columns, r at most k.
+    """
+    values, vectors = torch.linalg.eigh(basis.T @ gram @ basis)
+    values, vectors = values.flip(0).clamp(min=0.0), vectors.flip(1)
+    held = float(values.sum())
+    rank = needed_rank(values, energy * float(gram.trace()) / held) if held > 0 else 0
+    return basis @ vectors[:, :rank]
+
+
+def gram_needs(widths: Mapping[str, int], rows: Mapping[str, int], item: int) -> dict[str, int]:
+    """Returns the bytes that an exchange of Gram matrices takes: server, client and reply.
+
+    Args:
+        widths: Length of a layer input by name of the weight, with the constant for the bias.
+        rows: Layer inputs of one example by name of the weight.
+        item: Bytes of a number that travels.
+    """
+    squares = [width * width for width in widths.values()]
+    inputs = [rows[name] * width for name, width in widths.items()]
+    largest = max(squares, default=0)
+    return {
+        # Sums of a block, of those before, and of all; the matrix, a copy, its eigenvectors and
+        # twice that for LAPACK.
+        "server": 3 * 4 * sum(squares) + 5 * 8 * largest,
+        # All layers' inputs, the widest ones in float64 three times; sums, and one that is packed.
+        "client": ROWS * (item * sum(inputs) + 3 * 8 * max(inputs, default=0))
+        + 2 * 8 * sum(squares)
+        + 2 * 8 * largest,
+        "reply": sum(squares) // 2 * item,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -81,15 +81,53 @@ def _orthonormal(columns: Tensor, least: float) -> Tensor:
 
 
 def project_out(change: Tensor, basis: Tensor | None) -> Tensor:
-    """Returns a weight's change without its part along the basis, in float64.
+    """Returns a weight's change without its part along the basis, in the type of the basis.
 
     That is `C (I - U U^T)`, with the change C seen as (out, d).
     """
     if basis is None or basis.shape[1] == 0:
         return change
-    flat = change.double().flatten(1)
+    flat = change.to(basis.dtype).flatten(1)
     flat = flat - (flat @ basis) @ basis.T
     return flat.reshape(change.shape)
+
+
+def layer_matrix(params: Params, name: str, biases: bool) -> Tensor:
+    """Returns a layer's weight as an (out, d) matrix, with `biases` its bias as the last column.
+
+    Args:
+        params: Parameters, changes or gradients by name.
+        name: Name of the weight.
+        biases: Whether the layer's bias, if it has one, counts as the weight of a constant input.
+    """
+    weight = params[name].flatten(1)
+    bias = params.get(bias_of(name)) if biases else None
+    return weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
+
+
+def bias_of(name: str) -> str:
+    """Returns the name of the bias that belongs to a weight."""
+    return name.removesuffix("weight") + "bias"
+
+
+def map_layers(
+    params: Params, names: Iterable[str], biases: bool, change: Callable[[str, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Returns parameters with `change(name, matrix)` in place of each named layer's matrix.
+
+    Args:
+        params: Parameters, changes or gradients by name; the others stay as they are.
+        names: Names of the weights.
+        biases: As in `layer_matrix`.
+        change: Makes one (out, d) matrix of another.
+    """
+    changed = dict(params)
+    for name in names:
+        matrix = change(name, layer_matrix(params, name, biases))
+        if biases and bias_of(name) in params:
+            matrix, changed[bias_of(name)] = matrix[:, :-1], matrix[:, -1]
+        changed[name] = matrix.reshape(params[name].shape)
+    return changed
 
 
 def project_layers(step: Params, basis: Mapping[str, Tensor], biases: bool) -> dict[str, Tensor]:
@@ -101,13 +139,4 @@ def project_layers(step: Params, basis: Mapping[str, Tensor], biases: bool) -> d
             bias.
         biases: Whether a layer's bias counts as the weight of a constant input.
     """
-    projected = dict(step)
-    for name, columns in basis.items():
-        bias = name.removesuffix("weight") + "bias"
-        if biases and bias in step:
-            flat = torch.cat([step[name].double().flatten(1), step[bias].double()[:, None]], dim=1)
-            flat = project_out(flat, columns)
-            projected[name], projected[bias] = flat[:, :-1].reshape(step[name].shape), flat[:, -1]
-        else:
-            projected[name] = project_out(step[name], columns)
-    return projected
+    return map_layers(step, basis, biases, lambda name, matrix: project_out(matrix, basis[name]))
