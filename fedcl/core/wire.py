@@ -19,7 +19,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fedcl.core import client, local, memory, moments, optimizer, statistic, task
+from fedcl.core import (
+    analytic,
+    client,
+    kronecker,
+    local,
+    memory,
+    moments,
+    optimizer,
+    statistic,
+    task,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,18 @@ class Vocabulary:
 
 def vocabulary(method: Any = None, *modules: ModuleType) -> Vocabulary:
     """Returns the vocabulary of core, of a method (its module too) and of further modules."""
-    places = [task, client, local, memory, moments, optimizer, statistic, *modules]
+    places = [
+        task,
+        client,
+        analytic,
+        local,
+        memory,
+        moments,
+        kronecker,
+        optimizer,
+        statistic,
+        *modules,
+    ]
     if method is not None:
         places.append(inspect.getmodule(type(method)) or local)
     classes: dict[str, type] = {}

@@ -1,0 +1,152 @@
+"""Kronecker-anchored aggregation: the server pulls weights back where old tasks would feel it.
+
+Ours. Clients train as in FedAvg. At a stage's end two sums over the members' examples, taken at the
+global model, give each layer's Fisher information as a Kronecker product (Martens and Grosse, ICML
+2015). In later rounds the server takes the averaged model to the minimiser of the distance to it
+plus the quadratic that the Fisher information of all old stages defines around the last stage's
+model: a proximal step of online structured Laplace (Ritter, Botev and Barber, NeurIPS 2018), done
+once a round on the server instead of in every local step. FOT (Bakman et al., ICLR 2024) is its
+hard limit: S the identity, the eigenvalues of A cut to 0 or infinity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from fedcl.core.client import Model
+from fedcl.core.federation import Federation
+from fedcl.core.kronecker import (
+    Factor,
+    Fisher,
+    KroneckerMoments,
+    anchor_layers,
+    grown,
+    identity,
+)
+from fedcl.core.layers import Head, guarded_layers
+from fedcl.core.local import CrossEntropy
+from fedcl.core.method import Method, Needs, Sizes
+from fedcl.core.params import Params, add
+from fedcl.core.statistic import Statistic
+
+__all__ = ["Kron"]
+
+_ROWS = 128  # examples whose layer inputs and signals are looked at together
+
+
+@dataclass(frozen=True)
+class State:
+    """Server state: model, the model at the last stage's end, Fisher information of each layer."""
+
+    params: Params
+    anchor: Params = field(default_factory=dict)
+    fishers: Mapping[str, Fisher] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What goes down for the moments: the global model, and which layers."""
+
+    params: Params
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kron(Method[State]):
+    """Clients train plainly; the server divides each change by what old tasks would feel of it.
+
+    Attributes:
+        mu: Strength of the pull in each round.
+        schedule: `constant`, or `mean`: mu divided by the number of finished stages, since the
+            product of two sums over t stages weighs t times what the sum of t products does.
+        labels: Labels of the outputs' gradients: `sampled` from the model's own prediction (the
+            Fisher information), or the examples' `own` (the empirical one).
+        inputs: The factor A: `moments` of the layer inputs, or the `identity`.
+        outputs: The factor S: `fisher`, or the `identity`.
+        head: Whether the last layer is anchored; `auto` means in the domain-incremental scenario.
+        statistics_clients: All `members` of the stage, or the last round's `cohort`.
+        masked: Compare only the classes of the present task in the loss.
+    """
+
+    mu: float = 1.0
+    schedule: Literal["constant", "mean"] = "constant"
+    labels: Literal["sampled", "own"] = "sampled"
+    inputs: Literal["moments", "identity"] = "moments"
+    outputs: Literal["fisher", "identity"] = "fisher"
+    head: Head = "protect"
+    statistics_clients: Literal["members", "cohort"] = "members"
+    masked: bool = False
+
+    family: ClassVar[str] = "orthogonal"
+    needs_borders: ClassVar[bool] = True
+    travels: ClassVar[str] = "each stage: second moments of layer inputs and output gradients up"
+    paper: ClassVar[str] = "fedcl's own"
+
+    def __post_init__(self) -> None:
+        if not self.mu >= 0:
+            raise ValueError(f"mu must be at least 0, not {self.mu}")
+
+    def needs(self, sizes: Sizes) -> Needs:
+        """Returns what factors, moments and the largest decomposition take."""
+        widths = [d + 1 for d, _ in sizes.layers.values()]
+        heights = [out for _, out in sizes.layers.values()]
+        sides = [
+            *(widths if self.inputs == "moments" else ()),
+            *(heights if self.outputs == "fisher" else ()),
+        ]
+        squares = sum(side * side for side in sides)
+        largest = max((side * side for side in (*widths, *heights)), default=0)
+        values = [sizes.rows[name] * (d + 1 + 2 * out) for name, (d, out) in sizes.layers.items()]
+        return Needs(
+            state=8 * squares + sizes.params,
+            # Sums of a block, of those before, and of all; the matrix, a copy, its eigenvectors and
+            # twice that for LAPACK.
+            server=3 * 4 * squares + 5 * 8 * largest,
+            client=_ROWS * (sizes.item * sum(values) + 2 * 8 * max(values, default=0))
+            + 2 * 4 * squares
+            + 2 * 8 * largest,
+            reply=squares // 2 * sizes.item,
+        )
+
+    # Server half.
+
+    def init(self, params: Params) -> State:
+        """Starts without any anchor."""
+        return State(params)
+
+    def round(self, state: State, fed: Federation) -> State:
+        """Adds the mean change, then takes the proximal step."""
+        change = fed.aggregate(fed.local(CrossEntropy(self.masked)), Model(state.params)).mean
+        params = add(state.params, change)
+        mu = self.mu / max(1, fed.task.index) if self.schedule == "mean" else self.mu
+        return replace(state, params=anchor_layers(params, state.anchor, dict(state.fishers), mu))
+
+    def end_task(self, state: State, fed: Federation) -> State:
+        """Adds this stage's moments to the Fisher information, and anchors the model anew."""
+        layers = guarded_layers(fed.model, self.head, fed.task.scenario)
+        measure = KroneckerMoments(self.labels, self.inputs == "moments", self.outputs == "fisher")
+        clients = fed.members if self.statistics_clients == "members" else fed.cohort
+        question = Question(state.params, layers)
+        sums = fed.aggregate(
+            Statistic(measure, "moments", exact=("count",), rows=_ROWS, draws=1),
+            question,
+            clients=clients,
+        ).sum
+        fishers = {name: self._added(state.fishers.get(name), sums, name) for name in layers}
+        return replace(state, anchor=state.params, fishers=fishers)
+
+    def _added(self, old: Fisher | None, sums: Params, name: str) -> Fisher:
+        def factor(kind: str, before: Factor | None) -> Factor:
+            if f"{kind}/{name}" not in sums:
+                return identity(sums["count/n"])
+            moment: Tensor = sums[f"{kind}/{name}"].double() / sums["count/n"]
+            return grown(before, moment)
+
+        return Fisher(
+            factor("inputs", None if old is None else old.inputs),
+            factor("outputs", None if old is None else old.outputs),
+        )
