@@ -26,7 +26,6 @@ SMOKE: dict[str, Any] = {
         "features": [1, 8, 8],
         "train": 400,
         "test": 100,
-        "spread": 0.3,
     },
     "stream.tasks": 2,
     "stream.clients": 10,

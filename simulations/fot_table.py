@@ -64,7 +64,8 @@ class Study:
         configs: File in configs/ by split.
         rows: The methods by name.
         rounds: Rounds a task in the protocol.
-        tuning_rounds: Rounds a task of `--tune`.
+        tuning_rounds: Rounds a task of `--tune`, which raises the learning rate by as much as these
+            are fewer than the protocol's: the model goes about as far in a task.
         smoke: Changes for `--smoke`.
         short: Changes for `--short`, a smaller experiment of its own; None when there is none.
         short_rounds: Rounds a task of `--short`.
@@ -89,6 +90,12 @@ class Study:
             self.configs[split],
             {**common, **changes, **own.changes, **own.by_split.get(split, {}), "seed": seed},
         )
+
+    def rate(self, changes: Mapping[str, Any]) -> float:
+        """Returns the clients' learning rate."""
+        table = tomllib.loads((CONFIGS / next(iter(self.configs.values()))).read_text("utf-8"))
+        found: float = override(table, changes)["training"]["local"]["lr"]
+        return found
 
 
 def main(study: Study, description: str, words: Sequence[str]) -> None:
@@ -125,6 +132,7 @@ def main(study: Study, description: str, words: Sequence[str]) -> None:
     if not args.compare:
         title += ": not the published protocol"
     if args.tune:
+        changes["training.local.lr"] = study.rate(changes) * protocol / rounds_a_task
         tune(study, args, changes, args.out / f"tune-{rounds_a_task}")
         return
     run(study, args, changes, args.out, title)
