@@ -135,7 +135,9 @@ def ridge(sums: Params, gamma: float) -> Tensor:
     gram = unpack(sums["gram/head"].double())
     gram.diagonal().add_(gamma)
     factor, failed = torch.linalg.cholesky_ex(gram)
-    if int(failed):
+    # A pivot is what its regressor has beside the others, at least gamma.
+    least = len(gram) * torch.finfo(gram.dtype).eps * gram.diagonal()
+    if int(failed) or bool((factor.diagonal().square() <= least).any()):
         raise ValueError(
             f"gamma = {gamma} is lost in the rounding of the features' Gram matrix: raise it"
         )
