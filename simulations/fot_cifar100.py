@@ -6,7 +6,7 @@ Run: python simulations/fot_cifar100.py --root FOLDER [--rows fedavg fot_paper] 
 The published protocol has 10 tasks of 1,000 rounds: 250,000 client updates of a 6.7 M network in a
 cell, work for a GPU, which is taken where there is one. `--short` is a small experiment of its own
 for a CPU: a tenth of the images (cifar100_small.npz), a quarter of the width, 5 tasks of 20
-classes, 10 clients, 30 rounds a task. Its numbers compare with each other only.
+classes, 6 clients, 40 rounds a task. Its numbers compare with each other only.
 
 Published (Bakman et al., ICLR 2024, README's table of the released code). `fot_paper` is what was
 released, `fot_energy` our exact form, `gpm` projects each local step, `kron` is ours.
@@ -30,9 +30,9 @@ SMOKE: dict[str, Any] = {
 SHORT: dict[str, Any] = {
     "dataset.file": "cifar100_small.npz",
     "stream.tasks": 5,
-    "stream.clients": 10,
-    "training.cohort": 5,
-    "training.local.lr": 0.05,
+    "stream.clients": 6,
+    "training.cohort": 3,
+    "training.local.lr": 0.1,
     "model.width": 0.25,
 }
 FOT = {
@@ -62,9 +62,10 @@ STUDY = Study(
     },
     rounds=1000,
     tuning_rounds=100,
+    tuning={},
     smoke=SMOKE,
     short=SHORT,
-    short_rounds=30,
+    short_rounds=40,
 )
 
 if __name__ == "__main__":

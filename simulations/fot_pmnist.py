@@ -61,6 +61,7 @@ STUDY = Study(
     },
     rounds=200,
     tuning_rounds=8,
+    tuning={"training.cohort": 16},
     smoke=SMOKE,
 )
 

@@ -66,6 +66,7 @@ class Study:
         rounds: Rounds a task in the protocol.
         tuning_rounds: Rounds a task of `--tune`, which raises the learning rate by as much as these
             are fewer than the protocol's: the model goes about as far in a task.
+        tuning: Further changes for `--tune`, which make it cheaper.
         smoke: Changes for `--smoke`.
         short: Changes for `--short`, a smaller experiment of its own; None when there is none.
         short_rounds: Rounds a task of `--short`.
@@ -77,6 +78,7 @@ class Study:
     rows: Mapping[str, Row]
     rounds: int
     tuning_rounds: int
+    tuning: Mapping[str, Any]
     smoke: Mapping[str, Any]
     short: Mapping[str, Any] | None = None
     short_rounds: int = 0
@@ -132,7 +134,8 @@ def main(study: Study, description: str, words: Sequence[str]) -> None:
     if not args.compare:
         title += ": not the published protocol"
     if args.tune:
-        changes["training.local.lr"] = study.rate(changes) * protocol / rounds_a_task
+        rate = study.rate(changes) * protocol / rounds_a_task
+        changes = {**({} if short else study.tuning), **changes, "training.local.lr": rate}
         tune(study, args, changes, args.out / f"tune-{rounds_a_task}")
         return
     run(study, args, changes, args.out, title)
