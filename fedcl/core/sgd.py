@@ -7,7 +7,7 @@ rounding alone. The loop does the operations of `torch.optim.SGD` in its order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from fedcl.core.client import Client
-from fedcl.core.local import Local, check_losses
+from fedcl.core.local import Local, Project, check_losses
 from fedcl.core.model import Dropout, Net, dropouts
+from fedcl.core.params import Params
 from fedcl.core.seeds import torch_generator
 
 
@@ -77,6 +78,28 @@ def draw_masks(
     return [layer.draw(settings.batch_size, generator, dtype) for layer in layers]
 
 
+def projected(project: Project, gradients: Params, message: Any) -> dict[str, Tensor]:
+    """Returns what `project` makes of gradients, in their order.
+
+    Raises:
+        ValueError: It returned other names, shapes or types.
+    """
+    found = project(gradients, message)
+    named = found if isinstance(found, Mapping) else {}
+    unfit = [name for name, given in gradients.items() if not _fits(named.get(name), given)]
+    unfit += [name for name in named if name not in gradients]
+    if unfit:
+        raise ValueError(
+            f"project returned no gradient that fits {unfit[0]!r}: return one for each parameter, "
+            "by the same names, in the same shapes and types, and nothing else"
+        )
+    return {name: named[name] for name in gradients}
+
+
+def _fits(value: Any, given: Tensor) -> bool:
+    return isinstance(value, Tensor) and (value.shape, value.dtype) == (given.shape, given.dtype)
+
+
 @dataclass(frozen=True)
 class Trained:
     """A client after local training.
@@ -125,8 +148,8 @@ def train_one(local: Local, settings: Settings, client: Client, message: Any) ->
             if settings.weight_decay:
                 gradients = list(torch._foreach_add(gradients, values, alpha=settings.weight_decay))
             if local.project is not None:
-                named = local.project(dict(zip(params, gradients, strict=True)), message)
-                gradients = [named[name] for name in params]
+                named = dict(zip(params, gradients, strict=True))
+                gradients = list(projected(local.project, named, message).values())
             if settings.momentum:
                 if momenta is None:
                     momenta = [g.clone() for g in gradients]

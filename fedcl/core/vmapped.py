@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from fedcl.core.local import Local, check_losses
 from fedcl.core.model import Net, dropouts
 from fedcl.core.params import Params
 from fedcl.core.seeds import torch_generator
-from fedcl.core.sgd import Settings, draw_masks
+from fedcl.core.sgd import Settings, draw_masks, projected
 from fedcl.core.task import ClientTask, Examples
 from fedcl.core.trained import TrainedBlock
 
@@ -79,7 +80,8 @@ def train_vmapped(
             decay = settings.weight_decay
             gradients = {k: g.add(own[k][:working], alpha=decay) for k, g in gradients.items()}
         if local.project is not None:
-            gradients = dict(vmap(local.project, in_dims=(0, None))(gradients, message))
+            own_step = partial(projected, local.project)
+            gradients = vmap(own_step, in_dims=(0, None))(gradients, message)
         for name, value in own.items():
             gradient = gradients[name]
             if settings.momentum:
