@@ -381,6 +381,18 @@ def test_looking_at_signals_leaves_no_trace() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_signals_of_no_examples_are_no_rows() -> None:
+    """A sum over a client's examples begins with none where it holds none."""
+    for model in (Mlp((5,)).build((1, 6, 6), 3), Cnn((4,), 6, 2).build((1, 6, 6), 3)):
+        params = {name: value.detach() for name, value in model.named_parameters()}
+        inputs, signals = layer_signals(
+            model, params, torch.zeros(0, 1, 6, 6), lambda logits: logits.square().sum(1)
+        )
+        for name, rows in inputs.items():
+            assert len(rows) == len(signals[name]) == 0
+            assert (signals[name].T @ rows).shape == params[name].flatten(1).shape
+
+
 # --- What a method guards. ---
 
 

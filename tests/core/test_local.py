@@ -106,7 +106,8 @@ def test_the_default_parts() -> None:
     local = Local(cross_entropy)
     assert own_data(client, message) is client.data is local.data(client, message)
     assert own_state(client, message, message.params) is client.state
-    assert (local.penalty, local.name, local.report) == (None, "train", change)
+    assert (local.penalty, local.project) == (None, None)
+    assert (local.name, local.report) == ("train", change)
     moved = {k: v + 0.5 for k, v in message.params.items()}
     assert all(
         torch.allclose(v, torch.full_like(v, 0.5)) for v in change(client, message, moved).values()

@@ -167,3 +167,110 @@ def test_fot_measures_its_gram_matrices_through_blocks() -> None:
     paper = tiny({**changes, "method.eps_rule": "paper_code"})
     own = fedcl.run(replace(paper, engine=tiny({"engine.name": "vectorized"}).engine))
     assert distance(fedcl.run(paper).params, own.params) < 1e-9
+
+
+# --- Random numbers of rows. ---
+
+
+def sampled(net: Net, rows: Examples, task: ClientTask, message: Any) -> dict[str, Tensor]:
+    """Counts labels that are drawn from the network's own answers, and sums what was drawn."""
+    draws = rows.extra["draws"]
+    shares = net(rows.x).softmax(1).cumsum(1)
+    labels = (draws[:, :1] > shares[:, :-1]).sum(1)
+    hot = F.one_hot(labels, shares.shape[1])
+    return {
+        "counts/drawn": hot.sum(0),
+        "sums/inputs": hot.to(rows.x).T @ rows.x.flatten(1),
+        "sums/draws": draws.sum(0),
+        "products/draws": draws.T @ rows.x.flatten(1).to(draws),
+    }
+
+
+SAMPLED = Statistic(sampled, "sampled", exact=("counts", "products"), draws=2)
+
+
+@pytest.mark.parametrize("order", ["shared", "shuffled"])
+@pytest.mark.parametrize("rows", [128, 7])
+def test_draws_are_the_same_alone_and_among_others(order: str, rows: int) -> None:
+    site = build_site(tiny({**CHANGES, "stream.order": {"name": order}}))
+    request, ids = asked(site, replace(SAMPLED, rows=rows)), range(9)
+    alone = site.loop(request, ids, {}).total
+    assert alone is not None
+    for batching in (Batching(), Batching(block=4), Batching(block=1)):
+        found = site.batch(request, ids, {}, batching).total
+        assert found is not None
+        assert torch.equal(found.total["counts/drawn"], alone.total["counts/drawn"])
+        assert distance(found.total, alone.total) < 1e-9
+    # In other company too.
+    for some in ((2, 5), (5,), (0, 5, 8)):
+        parts = [site.loop(request, (id,), {}).total for id in some]
+        whole = site.batch(request, some, {}, Batching()).total
+        assert whole is not None
+        total = combine([part for part in parts if part is not None])
+        assert distance(whole.total, total.total) < 1e-9
+    # Nor does it matter how many rows go through a call at once.
+    other = site.loop(asked(site, SAMPLED), ids, {}).total
+    assert other is not None
+    assert distance(other.total, alone.total) < 1e-9
+
+
+def test_draws_are_functions_of_client_exchange_and_row() -> None:
+    site = build_site(tiny(CHANGES))
+
+    def column(id: int, **at: int) -> Tensor:
+        """Returns what rows of the client's first stage get at some place of a run."""
+        place = {"stage": 0, "round": 0, "exchange": 0, **at}
+        request = replace(asked(site, SAMPLED), position=Position(**place))
+        (client,) = site.clients(request, [id], {})
+        data = SAMPLED.drawn(client.data, [len(client.data)], [client.seed])
+        assert torch.equal(data.x, client.data.x) and torch.equal(data.y, client.data.y)
+        return data.extra["draws"]
+
+    first = column(0)
+    assert first.dtype == torch.float64 and first.shape == (6, 2)
+    assert bool(((first >= 0) & (first < 1)).all())
+    assert torch.equal(column(0), first), "as often as it is asked"
+    assert len(first.flatten().unique()) == first.numel(), "no number twice"
+    others = [column(1), column(0, exchange=1), column(0, round=1), column(0, attempt=1)]
+    for other in others:
+        n = min(len(first), len(other))
+        assert n > 3 and not bool((other[:n] == first[:n]).any())
+
+
+def test_two_clients_with_the_same_data_draw_differently() -> None:
+    data = Examples(torch.zeros(6, 3), torch.zeros(6, dtype=torch.int64), {"weight": torch.ones(6)})
+    both = Examples(torch.zeros(12, 3), torch.zeros(12, dtype=torch.int64))
+    found = SAMPLED.drawn(both, [6, 6], [11, 12]).extra["draws"]
+    for part, seed in ((found[:6], 11), (found[6:], 12)):
+        own = SAMPLED.drawn(data, [6], [seed])
+        assert torch.equal(own.extra["draws"], part)
+        assert list(own.extra) == ["weight", "draws"], "further columns stay"
+    assert not bool((found[:6] == found[6:]).any())
+    # A longer share begins with the numbers of a shorter one.
+    longer = SAMPLED.drawn(both, [12], [11]).extra["draws"]
+    assert torch.equal(longer[:6], found[:6])
+
+
+def test_draws_are_uniform_and_independent() -> None:
+    """20,000 numbers: the mean's standard deviation is 0.002, and a correlation's 0.01."""
+    data = Examples(torch.zeros(10_000, 1), torch.zeros(10_000, dtype=torch.int64))
+    numbers = SAMPLED.drawn(data, [10_000], [3]).extra["draws"]
+    assert float((numbers.mean(0) - 0.5).abs().max()) < 0.012
+    assert float((numbers.var(0) - 1 / 12).abs().max()) < 0.004
+    counts = torch.histc(numbers.flatten(), 20, 0.0, 1.0)
+    assert float((counts - 1000).abs().max()) < 160  # five standard deviations
+    pairs = [numbers.T, torch.stack([numbers[:-1, 0], numbers[1:, 0]])]
+    for pair in pairs:
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.04
+
+
+def test_without_draws_rows_have_no_such_column() -> None:
+    data = Examples(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
+    assert MEASURES["gram"].drawn(data, [2], [1]) is data
+
+
+def test_a_client_without_examples_draws_nothing() -> None:
+    data = Examples(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))
+    found = SAMPLED.drawn(data, [0, 3, 0], [1, 2, 3]).extra["draws"]
+    assert torch.equal(found, SAMPLED.drawn(data, [3], [2]).extra["draws"])
+    assert SAMPLED.drawn(data.part(0, 0), [0], [1]).extra["draws"].shape == (0, 2)
