@@ -1,5 +1,7 @@
 """Second moments of layer inputs: what clients send of them, and the basis that their sum extends.
 
+Gradients of the loss, which are sums over examples too, may come with them.
+
 Every layer's residual inputs R (rows, d), those outside the basis so far, give a Gram matrix R^T R,
 or a sketch R^T G with a random matrix G (rows, columns) that the client draws and never shows. Both
 only need to be summed (Bakman et al., ICLR 2024, section 4.2; the Gram matrix is exact).
@@ -16,10 +18,11 @@ from torch import Tensor
 
 from fedcl.core.client import Client
 from fedcl.core.layers import append_one, layer_inputs
+from fedcl.core.local import CrossEntropy
 from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.core.seeds import torch_generator
-from fedcl.core.subspace import extend, needed_rank, pack, residual, unpack
+from fedcl.core.subspace import extend, layer_matrix, needed_rank, pack, residual, unpack
 from fedcl.core.task import ClientTask, Examples
 
 ROWS = 128  # examples whose layer inputs are looked at together
@@ -92,6 +95,43 @@ class InputMoments:
             ends = [x.new_tensor(float(len(rows))), x.new_tensor(0.0)]
             found[f"norms/{name}"] = torch.stack([ends[0], *sizes, ends[1]])
         return found
+
+
+@dataclass(frozen=True)
+class LossMoments:
+    """Gradients of the loss, and Gram matrices of layer inputs, as a `Statistic` measures them.
+
+    Attributes:
+        loss: The training loss.
+        biases: Whether a layer's bias counts as the weight of a constant input.
+        inputs: Whether Gram matrices are wanted.
+    """
+
+    loss: CrossEntropy
+    biases: bool = False
+    inputs: bool = False
+
+    def __call__(
+        self, net: Net, rows: Examples, task: ClientTask, message: Any
+    ) -> dict[str, Tensor]:
+        """Returns sums: `gradient/<weight>` (out, d) and, if asked, packed `gram/<weight>`.
+
+        Args:
+            net: The network with the message's parameters.
+            rows: Examples.
+            task: Its masks say which classes are compared.
+            message: As `Inputs`.
+        """
+        leaves = {k: v.detach().requires_grad_() for k, v in (net.params or {}).items()}
+        with torch.enable_grad():
+            total = self.loss(net.at(leaves), rows, task, message).sum()
+        values = torch.autograd.grad(
+            total, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        gradients = dict(zip(leaves, values, strict=True))
+        found = {f"gradient/{n}": layer_matrix(gradients, n, self.biases) for n in message.layers}
+        inputs = InputMoments(self.biases)(net, rows, task, message) if self.inputs else {}
+        return found | {name: value for name, value in inputs.items() if name.startswith("gram/")}
 
 
 def input_statistics(
@@ -219,7 +259,8 @@ def own_space(gram: Tensor, basis: Tensor, energy: float) -> Tensor:
     values, vectors = values.flip(0).clamp(min=0.0), vectors.flip(1)
     held = float(values.sum())
     rank = needed_rank(values, energy * float(gram.trace()) / held) if held > 0 else 0
-    return basis @ vectors[:, :rank]
+    space: Tensor = basis @ vectors[:, :rank]
+    return space
 
 
 def gram_needs(widths: Mapping[str, int], rows: Mapping[str, int], item: int) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -90,6 +90,34 @@ def project_out(change: Tensor, basis: Tensor | None) -> Tensor:
     flat = change.to(basis.dtype).flatten(1)
     flat = flat - (flat @ basis) @ basis.T
     return flat.reshape(change.shape)
+
+
+def agreeing_room(
+    gradient: Tensor, old: Sequence[tuple[Tensor, Tensor]], overlap: float, agreement: float
+) -> Tensor:
+    """Returns an orthonormal basis of what a new task may change of old tasks' spaces of a layer.
+
+    A space is open where more than a share `overlap` of the new gradient lies in it, and the new
+    gradient's cosine with the old one is at least `agreement`; all others are closed. What may be
+    changed is what of the open ones is orthogonal to the closed ones.
+
+    Args:
+        gradient: (out, d) gradient of the new task.
+        old: For each old task a basis (d, k) of its inputs, and its gradient (out, d).
+        overlap: Share of norms.
+        agreement: Cosine, of the two as vectors.
+    """
+    size = gradient.norm()
+    entered, closed = [gradient.new_zeros((gradient.shape[1], 0))], None
+    for space, own in old:
+        # Rounding must not make a projection longer than what was projected.
+        strong = (gradient @ space).norm() > (overlap + 1e-9) * size
+        if strong and (gradient * own).sum() >= agreement * size * own.norm():
+            entered.append(space)
+        else:
+            closed = extend(closed, space)
+    taken = 0 if closed is None else closed.shape[1]
+    return extend(closed, torch.cat(entered, dim=1))[:, taken:]
 
 
 def layer_matrix(params: Params, name: str, biases: bool) -> Tensor:
