@@ -7,6 +7,8 @@ from math import prod
 import torch
 from torch import nn
 
+from fedcl.core.frozen import all_modules
+
 SPEED = 2e10  # floating-point operations a second of one processor while it trains, about
 
 
@@ -31,7 +33,7 @@ def forward_flops(model: nn.Module, shape: tuple[int, ...]) -> int:
 
     handles = [
         module.register_forward_hook(count)
-        for module in model.modules()
+        for module in all_modules(model)
         if isinstance(module, nn.Linear | nn.Conv2d)
     ]
     first = next(model.parameters())
