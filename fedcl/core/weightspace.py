@@ -45,8 +45,9 @@ def strongest(params: Params, name: str, share: float, biases: bool) -> tuple[Te
     """
     u, s, vh = torch.linalg.svd(as_matrix(params, name, biases), full_matrices=False)
     k = needed_rank(s.square(), share)
-    # Copies, since a view would keep all directions.
-    return u[:, :k].clone(), vh[:k].T.contiguous()
+    # Copies, since a view would keep all directions; row by row, as they come from a checkpoint.
+    rows = torch.contiguous_format
+    return u[:, :k].clone(memory_format=rows), vh[:k].T.clone(memory_format=rows)
 
 
 def project_sides(

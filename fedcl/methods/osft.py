@@ -65,7 +65,7 @@ class OSFT(Method[State]):
         server_momentum: Its momentum.
     """
 
-    energy: float = 0.5
+    energy: float = 0.55
     head: Head = "auto"
     biases: bool = False
     masked: bool = False
