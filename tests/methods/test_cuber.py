@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import fedcl
 from fedcl.config import Experiment, parse
 from fedcl.core.errors import ConfigError
+from fedcl.core.moments import grown_basis, own_space
 from fedcl.core.params import Params
 from fedcl.core.subspace import agreeing_room
 from fedcl.methods.cuber import State
@@ -286,6 +287,37 @@ def test_an_old_task_gets_better_where_a_new_one_agrees(seed: int, tmp_path: Pat
     assert found["forgetting_first_last"] <= 0
     assert found["accuracy_matrix"][1][0] > server["accuracy_matrix"][1][0]
     assert found["average_accuracy"] > server["average_accuracy"] + 0.02
+
+
+# --- The basis, from whole Gram matrices. ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_of_what_travelled_is_no_new_direction(dtype: torch.dtype) -> None:
+    """Two tasks in one space of six directions, all of whose energy is wanted."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        mix = torch.randn(6, 40, generator=generator).double() * torch.logspace(0, -1, 6)[:, None]
+        basis = None
+        for _ in range(2):
+            x = torch.randn(300, 6, generator=generator).double() @ mix
+            gram = (x.T @ x).to(dtype).double()
+            basis = grown_basis(gram, basis, 1.0, torch.finfo(dtype).eps)
+            assert basis.shape == (40, 6)
+            assert float(torch.linalg.norm(x - x @ basis @ basis.T)) < 1e-3
+
+
+def test_own_directions_within_a_basis_by_hand() -> None:
+    """Inputs with energies 6, 3, 1 along the axes: half of all lies in one of them, 0.9 in two."""
+    gram = torch.diag(torch.tensor([6.0, 3.0, 1.0], dtype=torch.float64))
+    for energy, axes in ((0.5, [0]), (0.6, [0]), (0.7, [0, 1]), (0.9, [0, 1]), (1.0, [0, 1, 2])):
+        space = own_space(gram, torch.eye(3).double()[:, [2, 0, 1]], energy)
+        wanted = torch.zeros(3).double()
+        wanted[axes] = 1.0
+        assert torch.allclose(space @ space.T, torch.diag(wanted), atol=1e-12)
+    assert own_space(gram * 0, torch.eye(3).double(), 0.5).shape == (3, 0)
+    # Of what lies outside the basis nothing can be held: all of the basis is taken then.
+    assert own_space(gram, torch.eye(3).double()[:, :1], 0.9).shape == (3, 1)
 
 
 # --- Costs, and what is refused. ---
