@@ -75,7 +75,7 @@ class OSFT(Method[State]):
 
     family: ClassVar[str] = "orthogonal"
     needs_borders: ClassVar[bool] = True
-    paper: ClassVar[str] = "Nayak et al., 2025 (arXiv 2504.07097)"
+    paper: ClassVar[str] = "Nayak et al., arXiv 2504.07097"
 
     def __post_init__(self) -> None:
         if not 0 <= self.energy <= 1:
