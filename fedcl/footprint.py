@@ -143,8 +143,10 @@ def _batched(run: Planned, batching: Batching) -> float:
     count, item = min(run.together, batching.size(run.site.model)), run.sizes.item
     names = dict(run.site.model.named_parameters())
     fused = batching.path in ("auto", "fused", "grouped")
-    fused = fused and block_model(run.site.model, names) is not None
-    ways = [_fused(run, name) if fused else _vmapped(run, name) for name in names]
+    trains = run.needs.training
+    fused = fused and trains != "projected" and block_model(run.site.model, names) is not None
+    plain = fused and trains == "plain"
+    ways = [_fused(run, name) if plain else _vmapped(run, name) for name in names]
     steps, after = (count * sum(way[moment] for way in ways) for moment in (0, 1))
     if not fused:
         steps += count * run.largest * item  # a gradient on its way
@@ -158,8 +160,10 @@ def _batched(run: Planned, batching: Batching) -> float:
 def _vmapped(run: Planned, name: str) -> tuple[float, float]:
     """Returns the bytes of a client's parameter while it trains, and afterwards."""
     own = run.site.model.get_parameter(name).numel() * run.sizes.item
-    # Itself, its gradient and the last step's.
-    return (3 + run.momentum + run.decay) * own, (2 + run.momentum) * own
+    # Itself, its gradient and the last step's; what a penalty makes of it and its own gradient, or
+    # what projecting makes of the gradient.
+    more = {"plain": 0, "penalty": 3, "projected": 2}[run.needs.training]
+    return (3 + more + run.momentum + run.decay) * own, (2 + run.momentum) * own
 
 
 def _fused(run: Planned, name: str) -> tuple[float, float]:

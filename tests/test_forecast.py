@@ -46,6 +46,16 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"training.local.momentum": 0.9},
         {"model": WIDE, "engine": {**BATCHED, "path": "vmap"}},
     ),
+    "a penalty looks at all weights": (
+        "16 clients' weights",
+        {"method.name": "l2"},
+        {"model": WIDE, "engine": BATCHED},
+    ),
+    "gradients are projected": (
+        "16 clients' weights",
+        {"method.name": "gpm"},
+        {"model": WIDE, "engine": BATCHED},
+    ),
     "weights are stepped in place": (
         "16 clients' weights",
         {
@@ -71,6 +81,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "matrices are decomposed": (
         "the server at work",
         {"method.name": "fot", "stream.tasks": 1},
+        {"model": {"name": "mlp", "hidden": [2500]}, "engine": BATCHED},
+    ),
+    "two moments of each layer are decomposed": (
+        "the server at work",
+        {"method.name": "kron", "stream.tasks": 1},
         {"model": {"name": "mlp", "hidden": [2500]}, "engine": BATCHED},
     ),
 }

@@ -53,6 +53,8 @@ class Needs:
         reply: What a client sends where that is more than a model.
         memory: What one client remembers.
         everyone: Whether all clients remember, and not only those that were in a cohort.
+        training: What its local training does besides following losses: a `penalty` or `projected`
+            gradients look at all of a client's weights.
     """
 
     state: int = 0
@@ -61,6 +63,7 @@ class Needs:
     reply: int = 0
     memory: int = 0
     everyone: bool = False
+    training: Literal["plain", "penalty", "projected"] = "plain"
 
 
 class Method(ABC, Generic[S]):

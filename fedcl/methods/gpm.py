@@ -90,7 +90,7 @@ class GPM(Method[State]):
         directions = sum(width * min(width, seen[name]) for name, width in widths.items())
         sent = gram_needs(widths, sizes.rows, sizes.item)
         server = max(sent["server"], sizes.item * directions)
-        return Needs(8 * directions, server, sent["client"], sent["reply"])
+        return Needs(8 * directions, server, sent["client"], sent["reply"], training="projected")
 
     # Server half.
 

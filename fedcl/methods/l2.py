@@ -96,7 +96,9 @@ class L2(Method[State]):
     def needs(self, sizes: Sizes) -> Needs:
         """Returns what the anchor and the server's optimizer take."""
         moments, step = server_needs(self.server, sizes.params // sizes.item)
-        return Needs(state=moments + (sizes.params if self.strength else 0), server=step)
+        anchor = sizes.params if self.strength else 0
+        pulled = "penalty" if self.strength else "plain"
+        return Needs(state=moments + anchor, server=step, training=pulled)
 
     def init(self, params: Params) -> State:
         """Starts without an anchor."""
