@@ -1,13 +1,14 @@
 """Analytic learning: a head in closed form over frozen features, equal to training on all at once.
 
 One pass over each stage's data and no gradient: clients send sums over their examples, the server
-adds them to those of earlier stages and solves one ridge regression. The answer is the same for any
-split among clients, any order of tasks and any number of stages. He et al., AFL: a single-round
-analytic approach for federated learning with pre-trained models, CVPR 2025 (the sums; its pairwise
-law of aggregation gives the same, and is a test here); Tang et al., AFCL, arXiv 2505.12245 (sums
-over clients and tasks); Guan et al., STSA, WWW 2026, arXiv 2506.01327 (features learnt by federated
-averaging at the first stage; here with the full Gram matrix, not STSA-E's estimate of it);
-McDonnell et al., RanPAC, NeurIPS 2023 (random projection with ReLU).
+adds them to those of earlier stages and solves one ridge regression. For given features the answer
+is the same for any split among clients, any order of tasks and any number of stages. He et al.,
+AFL: a single-round analytic approach for federated learning with pre-trained models, CVPR 2025 (the
+sums; its pairwise law of aggregation gives the same, and is a test here); Tang et al., AFCL, arXiv
+2505.12245 (sums over clients and tasks; we know its title, the formulas are ours); Guan et al.,
+STSA, WWW 2026, arXiv 2506.01327 (features learnt by federated averaging at the first stage; here
+with the full Gram matrix, not STSA-E's estimate of it); McDonnell et al., RanPAC, NeurIPS 2023
+(random projection with ReLU).
 
 `balance` follows the idea of Zhuang et al., AEF-OCL, 2024, of which we read no text or code. Ours
 are: pseudo-examples in the space of the regressors, filled up anew at each solution (so that the

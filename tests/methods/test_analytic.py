@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fedcl
+from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core.analytic import Regressors
 from fedcl.core.errors import ClientError, ConfigError
 from fedcl.core.model import Net
 from fedcl.core.params import Params
+from fedcl.planned import Planned
 from tests.tiny import (
     CNN,
-    SCENARIOS,
     Interrupted,
     assert_same_folders,
     distance,
@@ -177,7 +178,7 @@ def test_after_each_stage_it_knows_all_stages_so_far(projection: int, tmp_path: 
         h = hidden(body, x)
         if projection:
             # Drawn from the seed alone: nobody sent it.
-            h = Regressors(projection, 7)(Net(_network(experiment), body), x)
+            h = Regressors(projection, 7)(Net(build_site(experiment).model, body), x)
             assert h.shape == (len(x), projection + 1)
         weights = state.weights if projection else head(state.params)
         assert error(weights, joint(h, y, 0.5)) < 1e-8
@@ -185,12 +186,6 @@ def test_after_each_stage_it_knows_all_stages_so_far(projection: int, tmp_path: 
         assert len(unseen) == 3 - stage and not bool(weights[:, unseen].any())
         if projection:
             assert same({n: state.params[n] for n in HEAD}, {n: body[n] for n in HEAD})
-
-
-def _network(experiment: Experiment) -> torch.nn.Module:
-    from fedcl.assembly import build_site
-
-    return build_site(experiment).model
 
 
 # --- Features that are learnt first. ---
@@ -226,7 +221,7 @@ def test_the_features_of_a_convolutional_network() -> None:
     experiment = tiny(changes, model={**CNN, "dropout": 0.5}, method=FROZEN)
     x, y = everything(experiment)
     found = fedcl.run(experiment).params
-    h = Regressors()(Net(_network(experiment), first_parameters(experiment)), x)
+    h = Regressors()(Net(build_site(experiment).model, first_parameters(experiment)), x)
     assert error(head(found), joint(h, y, 1.0)) < 1e-9
 
 
@@ -327,6 +322,21 @@ def test_sums_in_the_type_of_the_inputs_are_close() -> None:
     assert 0 < distance(*found) < 1e-4
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"projection": 30, "balance": "drawn"}, {"exact": False, "balance": "expected"}]
+)
+def test_it_foresees_its_state_and_replies(options: dict[str, Any], tmp_path: Path) -> None:
+    experiment = tiny(scenario("class"), method={"name": "analytic", **options})
+    record, states = trace(experiment, tmp_path / "run")
+    needs = Planned(experiment, build_site(experiment)).needs
+    held = [*states[-1].sums.values(), *([states[-1].weights] if "projection" in options else [])]
+    assert {value.dtype for value in held} == {torch.float64}
+    assert needs.state == sum(8 * value.numel() for value in held)
+    kinds = ("gram", "cross", "counts", "squares")
+    up = [r["bytes"] for r in record.costs if r["round"] == 4 and r["payload"] in kinds]
+    assert 5 * needs.reply == sum(up)
+
+
 def test_a_large_projection_is_foreseen() -> None:
     huge = tiny({"memory.limit": 10**9}, method={**FROZEN, "projection": 10_000})
     with pytest.raises(ConfigError, match=r"the run needs about .* of memory, but memory\.limit"):
@@ -391,8 +401,3 @@ def test_it_resumes_to_the_bit(options: dict[str, Any], tmp_path: Path) -> None:
             fedcl.run(experiment, parts, resume=done > 2, watch=interrupt_after(done))
     fedcl.run(experiment, parts, resume=True)
     assert_same_folders(whole, parts)
-
-
-def test_every_scenario_is_known() -> None:
-    for kind in set(SCENARIOS) - {"temporal"}:
-        fedcl.run(tiny({**scenario(kind), "stream.tasks": 2}, method={"name": "analytic"}))

@@ -236,7 +236,8 @@ def test_every_path_of_a_block_trains_the_head(path: str, folder: Path) -> None:
 
 @pytest.mark.ray
 def test_ray_equals_serial_to_the_bit(folder: Path) -> None:
-    table = dict(experiment(folder).resolved) | {"engine": {"name": "ray", "workers": 2}}
+    ray = {"name": "ray", "workers": 2, "inner": "serial"}
+    table = dict(experiment(folder).resolved) | {"engine": ray}
     found = fedcl.run(fedcl.config.parse(table))
     assert same(dict(found.params), dict(fedcl.run(experiment(folder)).params))
 
