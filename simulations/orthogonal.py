@@ -96,6 +96,7 @@ ROWS: Mapping[str, Row] = {
     "osft": _energy("osft", 0.5),
     "gpm": _energy("gpm", energy_step=0.0),
     "gpm-biases": _energy("gpm", energy_step=0.0, biases="project"),
+    "gpm-head": replace(_energy("gpm", energy_step=0.0, head="protect"), scenarios=INCREMENTAL),
     "fot": _energy("fot"),
     "fot-biases": _energy("fot", biases=True),
     "fot-head": replace(_energy("fot", head="protect"), scenarios=INCREMENTAL),
@@ -109,7 +110,7 @@ ROWS: Mapping[str, Row] = {
     "kron-free-head": replace(_kron(0.1, head="free"), scenarios=INCREMENTAL),
     "joint": Row({"name": "joint"}),
 }
-CORE = ("fedavg", "fot", "fot-biases", "gpm", "kron")
+CORE = ("fedavg", "kron", "fot", "fot-biases", "gpm")
 ABLATIONS = (
     "kron-identity-S",
     "kron-identity-A",
@@ -162,9 +163,15 @@ SETTINGS: Mapping[str, Setting] = {
     "split-mnist-task": Setting(
         "Split MNIST, task-incremental", SPLIT, "task", _stream("task", 10)
     ),
-    "cifar-task": Setting("CIFAR-100 in small, task-incremental", CIFAR, "task", {}, mnist=False),
+    "cifar-task": Setting(
+        "CIFAR-100 superclasses in small, task-incremental", CIFAR, "task", {}, mnist=False
+    ),
     "cifar-class": Setting(
-        "CIFAR-100 in small, class-incremental", CIFAR, "class", _stream("class", 5), mnist=False
+        "CIFAR-100 superclasses in small, class-incremental",
+        CIFAR,
+        "class",
+        _stream("class", 5),
+        mnist=False,
     ),
     "split-mnist-masked": Setting(
         "Split MNIST, class-incremental, masked losses", SPLIT, "class", masked=True
