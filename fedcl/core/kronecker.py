@@ -133,6 +133,25 @@ def grown(factor: Factor | None, packed: Tensor) -> Factor:
     return Factor(vectors, values.clamp(min=0.0))
 
 
+def extended(fisher: Fisher | None, sums: Params, name: str) -> Fisher:
+    """Returns a layer's Fisher information with the mean moments of one more stage added to it.
+
+    Args:
+        fisher: That of the stages before, or None.
+        sums: Summed `KroneckerMoments`; a moment that was not asked for is the identity.
+        name: Name of the weight.
+    """
+
+    def factor(kind: str, before: Factor | None) -> Factor:
+        if f"{kind}/{name}" not in sums:
+            return identity(sums["count/n"])
+        return grown(before, sums[f"{kind}/{name}"].double() / sums["count/n"])
+
+    return Fisher(
+        factor("inputs", fisher and fisher.inputs), factor("outputs", fisher and fisher.outputs)
+    )
+
+
 def excess(change: Tensor, fisher: Fisher, mu: float) -> Tensor:
     """Returns what an (..., out, d) change E must lose: E minus the minimiser E' of a quadratic.
 

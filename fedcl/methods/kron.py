@@ -15,18 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from fedcl.core.client import Model
 from fedcl.core.federation import Federation
-from fedcl.core.kronecker import (
-    Factor,
-    Fisher,
-    KroneckerMoments,
-    anchor_layers,
-    grown,
-    identity,
-)
+from fedcl.core.kronecker import Fisher, KroneckerMoments, anchor_layers, extended
 from fedcl.core.layers import Head, guarded_layers
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
@@ -136,17 +127,5 @@ class Kron(Method[State]):
             question,
             clients=clients,
         ).sum
-        fishers = {name: self._added(state.fishers.get(name), sums, name) for name in layers}
+        fishers = {name: extended(state.fishers.get(name), sums, name) for name in layers}
         return replace(state, anchor=state.params, fishers=fishers)
-
-    def _added(self, old: Fisher | None, sums: Params, name: str) -> Fisher:
-        def factor(kind: str, before: Factor | None) -> Factor:
-            if f"{kind}/{name}" not in sums:
-                return identity(sums["count/n"])
-            moment: Tensor = sums[f"{kind}/{name}"].double() / sums["count/n"]
-            return grown(before, moment)
-
-        return Fisher(
-            factor("inputs", None if old is None else old.inputs),
-            factor("outputs", None if old is None else old.outputs),
-        )
