@@ -148,7 +148,8 @@ def extended(fisher: Fisher | None, sums: Params, name: str) -> Fisher:
         return grown(before, sums[f"{kind}/{name}"].double() / sums["count/n"])
 
     return Fisher(
-        factor("inputs", fisher and fisher.inputs), factor("outputs", fisher and fisher.outputs)
+        factor("inputs", None if fisher is None else fisher.inputs),
+        factor("outputs", None if fisher is None else fisher.outputs),
     )
 
 

@@ -97,8 +97,9 @@ class L2(Method[State]):
         """Returns what the anchor and the server's optimizer take."""
         moments, step = server_needs(self.server, sizes.params // sizes.item)
         anchor = sizes.params if self.strength else 0
-        pulled = "penalty" if self.strength else "plain"
-        return Needs(state=moments + anchor, server=step, training=pulled)
+        return Needs(
+            state=moments + anchor, server=step, training="penalty" if self.strength else "plain"
+        )
 
     def init(self, params: Params) -> State:
         """Starts without an anchor."""
