@@ -263,13 +263,16 @@ def own_space(gram: Tensor, basis: Tensor, energy: float) -> Tensor:
     return space
 
 
-def gram_needs(widths: Mapping[str, int], rows: Mapping[str, int], item: int) -> dict[str, int]:
-    """Returns the bytes that an exchange of Gram matrices takes: server, client and reply.
+def gram_needs(
+    widths: Mapping[str, int], rows: Mapping[str, int], item: int, sent: float = 0.5
+) -> dict[str, int]:
+    """Returns the bytes that an exchange of second moments takes: server, client and reply.
 
     Args:
         widths: Length of a layer input by name of the weight, with the constant for the bias.
         rows: Layer inputs of one example by name of the weight.
         item: Bytes of a number that travels.
+        sent: Numbers that travel for each entry of a Gram matrix: half of them, when packed.
     """
     squares = [width * width for width in widths.values()]
     inputs = [rows[name] * width for name, width in widths.items()]
@@ -277,10 +280,10 @@ def gram_needs(widths: Mapping[str, int], rows: Mapping[str, int], item: int) ->
     return {
         # Sums of a block, of those before, and of all; the matrix, a copy, its eigenvectors and
         # twice that for LAPACK.
-        "server": 3 * 4 * sum(squares) + 5 * 8 * largest,
+        "server": int(3 * 8 * sent * sum(squares)) + 5 * 8 * largest,
         # All layers' inputs, the widest ones in float64 three times; sums, and one that is packed.
         "client": ROWS * (item * sum(inputs) + 3 * 8 * max(inputs, default=0))
         + 2 * 8 * sum(squares)
         + 2 * 8 * largest,
-        "reply": sum(squares) // 2 * item,
+        "reply": int(sent * sum(squares)) * item,
     }

@@ -22,7 +22,14 @@ from fedcl.core.federation import Federation
 from fedcl.core.layers import Head, guarded_layers
 from fedcl.core.local import CrossEntropy, own_state
 from fedcl.core.method import Method, Needs, Sizes
-from fedcl.core.moments import ROWS, InputMoments, Sketch, extended_basis, input_statistics
+from fedcl.core.moments import (
+    InputMoments,
+    Inputs,
+    Sketch,
+    extended_basis,
+    gram_needs,
+    input_statistics,
+)
 from fedcl.core.optimizer import Moments, check_server, server_needs, server_step
 from fedcl.core.params import Params, add
 from fedcl.core.statistic import Statistic
@@ -38,15 +45,6 @@ class State:
     params: Params
     basis: Mapping[str, Tensor] = field(default_factory=dict)
     moments: Moments = field(default_factory=Moments)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What goes down for statistics: the model (empty: use your own), bases, which layers."""
-
-    params: Params
-    basis: Mapping[str, Tensor]
-    layers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -118,27 +116,18 @@ class FOT(Method[State]):
     def needs(self, sizes: Sizes) -> Needs:
         """Returns what bases, statistics and the largest decomposition take."""
         widths = {name: width + self.biases for name, (width, _) in sizes.layers.items()}
-        squares = [width * width for width in widths.values()]
-        inputs = [sizes.rows[name] * width for name, width in widths.items()]
         sent = self.sketch_columns if self.gpse == "sketch" else 0.5
-        local = self.statistics_model == "local"
+        most = gram_needs(widths, sizes.rows, sizes.item, sent)
         moments, step = server_needs(self.server, sizes.params // sizes.item)
-        largest = max(squares, default=0)
         # A basis has as many directions as its layer has inputs at most, and as were seen.
         seen = {name: sizes.examples * rows for name, rows in sizes.rows.items()}
         directions = [width * min(width, seen[name]) for name, width in widths.items()]
         return Needs(
             state=8 * sum(directions) + moments,
-            # Sums of a block, of those before, and of all; the matrix, a copy, its eigenvectors and
-            # twice that for LAPACK.
-            server=max(step, int(3 * 8 * sent * sum(squares)) + 5 * 8 * largest),
-            # All layers' inputs, the widest ones in float64 three times; sums, and one that is
-            # packed.
-            client=ROWS * (sizes.item * sum(inputs) + 3 * 8 * max(inputs, default=0))
-            + 2 * 8 * sum(squares)
-            + 2 * 8 * largest,
-            reply=int(sent * sum(squares)) * sizes.item,
-            memory=sizes.params if local else 0,
+            server=max(step, most["server"]),
+            client=most["client"],
+            reply=most["reply"],
+            memory=sizes.params if self.statistics_model == "local" else 0,
         )
 
     # Server half.

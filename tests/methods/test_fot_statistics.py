@@ -14,10 +14,11 @@ import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core.client import Client
+from fedcl.core.moments import Inputs
 from fedcl.core.params import Params
 from fedcl.core.subspace import unpack
 from fedcl.core.task import ClientTask, Examples
-from fedcl.methods.fot import FOT, Inputs
+from fedcl.methods.fot import FOT
 from tests.fot_tools import (
     DOUBLE,
     MLP,
