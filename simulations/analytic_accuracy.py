@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner import arguments, finished, show, spread
+from runner import Cell, arguments, show, spread, summary_of, work
 
 SMOKE = {
     "dataset": {"name": "synthetic", "features": [1, 8, 8], "train": 200, "test": 100},
@@ -30,6 +30,7 @@ MNIST: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "Split MNIST, analytic on random features": ("analytic_split_mnist.toml", {}),
 }
+ENGINE = {"engine": {"name": "vectorized"}}
 IID = {"stream.partition": {"name": "iid"}}
 CIFAR: Mapping[str, Mapping[str, Any]] = {
     "Dirichlet 0.1": {},
@@ -58,20 +59,24 @@ def main(words: list[str]) -> None:
     study(args.out, args.seeds, rows)
 
 
-def study(out: Path, seeds: list[int], cells: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
-    """Runs each row for each seed."""
-    rows = []
-    for number, (name, (config, changes)) in enumerate(cells.items()):
-        found = []
-        for seed in seeds:
-            changed = {**changes, "engine": {"name": "vectorized"}, "seed": seed}
-            found.append(finished(config, changed, out / f"{number}-{seed}"))
+def study(out: Path, seeds: list[int], rows: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
+    """Runs each row for each seed; several processes may share them."""
+    cells = {
+        name: [
+            Cell(f"{number}-{seed}", config, {**changes, **ENGINE, "seed": seed}) for seed in seeds
+        ]
+        for number, (name, (config, changes)) in enumerate(rows.items())
+    }
+    work([cell for row in cells.values() for cell in row], out)
+    lines = []
+    for name, row in cells.items():
+        found = [s for s in (summary_of(cell, out) for cell in row) if s is not None]
         columns = ("average_accuracy", "forgetting_first_last")
-        sent = max(summary["bytes_up"] + summary["bytes_down"] for summary in found) / 1e6
         numbers = [spread(summary[column] for summary in found) for column in columns]
-        rows.append([name, *numbers, f"{sent:.1f}"])
+        sent = max((s["bytes_up"] + s["bytes_down"] for s in found), default=0)
+        lines.append([name, *numbers, f"{sent / 1e6:.1f}"])
     headings = ["stream and method", "average accuracy %", "forgetting (first-last) pp", "MB"]
-    show("Class-incremental; MB up and down in all", headings, rows, out)
+    show("Class-incremental; MB up and down in all", headings, lines, out)
 
 
 if __name__ == "__main__":
