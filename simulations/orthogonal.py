@@ -53,7 +53,7 @@ EPSILON, DELTA = 1.0, 1e-5  # of one release, in the remark on what a private su
 
 Values = tuple[float, ...]
 ENERGIES: Values = (
-    0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999
+    0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999
 )  # fmt: skip
 STRENGTHS: Values = tuple(
     float(f"{digit}e{power}") for power in range(-5, 6) for digit in (1, 3)
@@ -85,7 +85,7 @@ def _kron(first: float, **options: Any) -> Row:
     return Row({"name": "kron", **options}, "mu", STRENGTHS, first, ours=True)
 
 
-def _energy(name: str, first: float = 0.7, **options: Any) -> Row:
+def _energy(name: str, first: float = 0.8, **options: Any) -> Row:
     return Row({"name": name, **options}, "energy", ENERGIES, first)
 
 
@@ -420,6 +420,7 @@ def run(study: Study, args: Namespace) -> None:
     while not args.table and study.step():
         pass
     for stream in study.streams:
+        search_table(study, stream)
         table(study, stream)
     noise_table(study)
     figure(study)
@@ -467,6 +468,24 @@ def difference(values: Sequence[float]) -> str:
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     above = sum(value > 0 for value in values)
     return f"{statistics.mean(values):+.2f}{deviation} ({above}/{len(values)})"
+
+
+def search_table(study: Study, stream: str) -> None:
+    """Prints how each value did on validation data, and writes it to `search-<stream>.md`."""
+    lines = []
+    for row in study.rows:
+        search = study.search(stream, row) if possible(stream, row) else Tuned((), (), None)
+        words = [
+            f"{value:g}: {100 * study.validated(cell):.2f}"
+            for value, cell in zip(search.values, search.tried, strict=True)
+            if study.summary(cell) is not None
+        ]
+        if words:
+            lines.append([row, ", ".join(words), chosen(study, search)])
+    if lines:
+        headings = ["row", "value: average accuracy %", "value (tried; one step off)"]
+        title = f"{SETTINGS[stream].title}: VALIDATION data, one seed"
+        show(title, headings, lines, study.out, f"search-{stream}.md")
 
 
 def table(study: Study, stream: str) -> None:
@@ -633,7 +652,8 @@ def figure(study: Study) -> None:
 @png
 def draw(study: Study, streams: Sequence[str]) -> Figure:
     """Returns one row of panels for each stream."""
-    drawn = page(13.0, 3.4 * len(streams))
+    drawn = page(13.0, 3.4 * len(streams) + 0.8)
+    shown: dict[str, Any] = {}
     grid = drawn.subplots(len(streams), 3, squeeze=False)
     for stream, (plane, strengths, energies) in zip(streams, grid, strict=True):
         for number, row in enumerate(study.rows):
@@ -650,7 +670,9 @@ def draw(study: Study, streams: Sequence[str]) -> Figure:
                 )
                 ends = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in (x, y)]
                 middle = statistics.mean(x), statistics.mean(y)
-                plane.errorbar(*middle, xerr=ends[0], yerr=ends[1], linestyle="", **look)
+                shown[row] = plane.errorbar(
+                    *middle, xerr=ends[0], yerr=ends[1], linestyle="", **look
+                )
             search = study.search(stream, row) if possible(stream, row) else Tuned((), (), None)
             points = [
                 (value, 100 * study.validated(cell))
@@ -663,13 +685,14 @@ def draw(study: Study, streams: Sequence[str]) -> Figure:
                 strengths.plot(*zip(*points, strict=True), **look)
         plane.set(title=SETTINGS[stream].title, xlabel="forgetting, first-last [pp]")
         plane.set_ylabel("average accuracy, test [%]")
-        plane.legend(fontsize=6)
         strengths.set(xscale="log", xlabel="mu or strength", ylabel="validation accuracy [%]")
         energies.set(xscale="log", xlabel="1 - energy", ylabel="validation accuracy [%]")
+        energies.set_xticks([0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
         energies.invert_xaxis()
         for axes in (strengths, energies):
-            if axes.lines:
-                axes.legend(fontsize=6)
+            axes.minorticks_off()
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    drawn.legend(shown.values(), shown, loc="outside lower center", ncols=6, fontsize=8)
     return drawn
 
 
