@@ -102,17 +102,19 @@ ROWS: Mapping[str, Row] = {
     "fot-head": replace(_energy("fot", head="protect"), scenarios=INCREMENTAL),
     "cuber": _energy("cuber"),
     "kron": _kron(0.1),
-    "kron-identity-S": _kron(0.001, outputs="identity"),
+    "kron-identity-S": replace(_kron(0.001, outputs="identity"), scenarios=("domain", "task")),
+    "kron-fisher": replace(_kron(3.0, outputs="fisher"), scenarios=("class",)),
     "kron-identity-A": _kron(3.0, inputs="identity"),
     "kron-identities": _kron(0.01, inputs="identity", outputs="identity"),
     "kron-mean": _kron(0.3, schedule="mean"),
-    "kron-own": _kron(0.1, labels="own"),
+    "kron-own": _kron(0.1, outputs="empirical"),
     "kron-free-head": replace(_kron(0.1, head="free"), scenarios=INCREMENTAL),
     "joint": Row({"name": "joint"}),
 }
 CORE = ("fedavg", "kron", "fot", "fot-biases", "gpm")
 ABLATIONS = (
     "kron-identity-S",
+    "kron-fisher",
     "kron-identity-A",
     "kron-identities",
     "kron-mean",
@@ -613,7 +615,7 @@ def private_table(study: Study, cell: Cell) -> None:
     params = safetensors.torch.load_file(study.out / cell.name / "model.safetensors")
     layers = guarded_layers(site.model, "protect", stream.scenario)
     net, task = Net(site.model, params), stream.client_task(members[0], last)
-    sums = statistic.sums(net, data, task, Question(params, layers))
+    sums = statistic.sums(net, data, task, Question(params, layers, False))
     examples = float(sums.pop("count/n"))
     together = math.sqrt(len(sums))  # all are released of the same examples
     lines = []

@@ -29,15 +29,14 @@ class KroneckerMoments:
     """The two moments of each layer as a `Statistic` measures them, with one draw for each row.
 
     Attributes:
-        labels: `sampled` draws each label from the model's own prediction, which makes S a sample
-            of the Fisher information; `own` takes the examples' labels (the empirical one).
         inputs: Whether the inputs' moments are wanted.
-        outputs: Whether the outputs' moments are wanted.
+        outputs: Which gradients S is the second moment of. `fisher`: of the log-likelihood of a
+            label drawn from the model's own prediction, which makes S a sample of the Fisher
+            information. `empirical`: of that of the example's own label. `identity`: none.
     """
 
-    labels: Literal["sampled", "own"] = "sampled"
     inputs: bool = True
-    outputs: bool = True
+    outputs: Literal["fisher", "empirical", "identity"] = "fisher"
 
     def __call__(
         self, net: Net, rows: Examples, task: ClientTask, message: Any
@@ -51,13 +50,15 @@ class KroneckerMoments:
             net: The network with the message's parameters.
             rows: Examples, with `draws`.
             task: Its `head` says which classes a prediction chooses from.
-            message: Has `layers`, the names of the weights.
+            message: Has `layers`, the names of the weights, and `every_class`: whether a prediction
+                will later choose from classes too that nobody has met yet.
         """
 
         def losses(logits: Tensor) -> Tensor:
-            logits = masked_logits(logits, task.head)
+            head = torch.ones_like(task.head) if message.every_class else task.head
+            logits = masked_logits(logits, head)
             labels = rows.y
-            if self.labels == "sampled":
+            if self.outputs == "fisher":
                 labels = sampled_labels(logits.detach(), rows.extra["draws"][:, 0])
             return F.cross_entropy(logits, labels, reduction="none")
 
@@ -67,7 +68,7 @@ class KroneckerMoments:
             if self.inputs:
                 x = append_one(net.model, name, inputs[name].double())
                 found[f"inputs/{name}"] = pack(x.T @ x)
-            if self.outputs:
+            if self.outputs != "identity":
                 g = signals[name].double()
                 found[f"outputs/{name}"] = pack(g.T @ g) * (len(rows) / max(1, len(g)))
         return found

@@ -40,10 +40,11 @@ class State:
 
 @dataclass(frozen=True)
 class Question:
-    """What goes down for the moments: the global model, and which layers."""
+    """What goes down for the moments: the global model, which layers, whether of all classes."""
 
     params: Params
     layers: tuple[str, ...]
+    every_class: bool
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ class Kron(Method[State]):
         mu: Strength of the pull in each round.
         schedule: `constant`, or `mean`: mu divided by the number of finished stages, since the
             product of two sums over t stages weighs t times what the sum of t products does.
-        labels: Labels of the outputs' gradients: `sampled` from the model's own prediction (the
-            Fisher information), or the examples' `own` (the empirical one).
         inputs: The factor A: `moments` of the layer inputs, or the `identity`.
-        outputs: The factor S: `fisher`, or the `identity`.
+        outputs: The factor S: of the model's `fisher` information, of the `empirical` one (with the
+            examples' own labels), or the `identity`. `auto` is the identity in class-incremental
+            streams, where later classes will use what present ones do not feel; else `fisher`.
         head: Whether the last layer is anchored; `auto` means in the domain-incremental scenario.
         statistics_clients: All `members` of the stage, or the last round's `cohort`.
         masked: Compare only the classes of the present task in the loss.
@@ -65,9 +66,8 @@ class Kron(Method[State]):
 
     mu: float = 1.0
     schedule: Literal["constant", "mean"] = "constant"
-    labels: Literal["sampled", "own"] = "sampled"
     inputs: Literal["moments", "identity"] = "moments"
-    outputs: Literal["fisher", "identity"] = "fisher"
+    outputs: Literal["auto", "fisher", "empirical", "identity"] = "auto"
     head: Head = "protect"
     statistics_clients: Literal["members", "cohort"] = "members"
     masked: bool = False
@@ -87,7 +87,7 @@ class Kron(Method[State]):
         heights = [out for _, out in sizes.layers.values()]
         sides = [
             *(widths if self.inputs == "moments" else ()),
-            *(heights if self.outputs == "fisher" else ()),
+            *(heights if self.outputs != "identity" else ()),
         ]
         squares = sum(side * side for side in sides)
         largest = max((side * side for side in (*widths, *heights)), default=0)
@@ -119,9 +119,13 @@ class Kron(Method[State]):
     def end_task(self, state: State, fed: Federation) -> State:
         """Adds this stage's moments to the Fisher information, and anchors the model anew."""
         layers = guarded_layers(fed.model, self.head, fed.task.scenario)
-        measure = KroneckerMoments(self.labels, self.inputs == "moments", self.outputs == "fisher")
+        later = fed.task.scenario == "class"  # classes will come that nobody has met yet
+        outputs = self.outputs
+        if outputs == "auto":
+            outputs = "identity" if later else "fisher"
+        measure = KroneckerMoments(self.inputs == "moments", outputs)
         clients = fed.members if self.statistics_clients == "members" else fed.cohort
-        question = Question(state.params, layers)
+        question = Question(state.params, layers, later)
         sums = fed.aggregate(
             Statistic(measure, "moments", exact=("count",), rows=_ROWS, draws=1),
             question,

@@ -37,6 +37,7 @@ class Question:
     """Which layers are asked about."""
 
     layers: tuple[str, ...]
+    every_class: bool = False
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -149,11 +150,11 @@ def task_of(allowed: list[bool]) -> ClientTask:
 
 
 def measured(
-    model: nn.Module, rows: Examples, labels: Literal["sampled", "own"], task: ClientTask
+    model: nn.Module, rows: Examples, outputs: Literal["fisher", "empirical"], task: ClientTask
 ) -> dict[str, Tensor]:
     names = tuple(n for n, p in model.named_parameters() if n.endswith("weight"))
     net = Net(model, toys.parameters(model))
-    found = KroneckerMoments(labels)(net, rows, task, Question(names))
+    found = KroneckerMoments(outputs=outputs)(net, rows, task, Question(names))
     return {name: value if name == "count/n" else unpack(value) for name, value in found.items()}
 
 
@@ -174,7 +175,7 @@ def test_of_one_example_the_product_is_that_of_its_gradient() -> None:
     model = Mlp((5,)).build((1, 2, 3), 3).double()
     rows = Examples(random(1, 1, 2, 3), torch.tensor([2]))
     task = task_of([True, False, True])
-    found = measured(model, rows, "own", task)
+    found = measured(model, rows, "empirical", task)
     own = gradients(model, rows.x[0], rows.y[0], task.head)
     assert found["count/n"] == 1
     assert set(own) == {"fc1.weight", "head.weight"}
@@ -189,9 +190,9 @@ def test_moments_are_sums_over_examples() -> None:
     model = Mlp((5,)).build((1, 2, 3), 3).double()
     rows = Examples(random(4, 1, 2, 3), torch.tensor([2, 0, 1, 1]))
     task = task_of([True] * 3)
-    whole = measured(model, rows, "own", task)
+    whole = measured(model, rows, "empirical", task)
     for name, value in whole.items():
-        parts = [measured(model, rows.part(k, k + 1), "own", task)[name] for k in range(4)]
+        parts = [measured(model, rows.part(k, k + 1), "empirical", task)[name] for k in range(4)]
         assert torch.allclose(value, torch.stack(parts).sum(0), atol=1e-13)
 
 
@@ -200,7 +201,7 @@ def test_a_convolution_adds_up_inputs_and_averages_signals_over_its_places(group
     model = conv(groups=groups)
     rows = Examples(random(2, 2, 4, 4), torch.tensor([2, 0]))
     task = task_of([True] * 3)
-    found = measured(model, rows, "own", task)
+    found = measured(model, rows, "empirical", task)
     wide = F.pad(rows.x, (1, 1, 1, 1))
     a = torch.zeros((2 // groups * 9 + 1,) * 2, dtype=torch.float64)
     s = torch.zeros((4 // groups,) * 2, dtype=torch.float64)
@@ -232,11 +233,11 @@ def test_sampled_labels_give_the_fisher_information() -> None:
     draws = (torch.arange(n, dtype=torch.float64)[:, None] + 0.5) / n
     x = random(1, 1, 1, 2)
     rows = Examples(x.expand(n, 1, 1, 2), torch.zeros(n, dtype=torch.int64), {"draws": draws})
-    found = measured(model, rows, "sampled", task_of([True] * 3))
+    found = measured(model, rows, "fisher", task_of([True] * 3))
     p = torch.softmax(model(x)[0], 0).detach()
     exact = torch.diag(p) - p[:, None] * p[None]  # the covariance of the drawn label
     assert torch.allclose(found["outputs/head.weight"] / n, exact, atol=1e-4)
-    empirical = measured(model, rows, "own", task_of([True] * 3))["outputs/head.weight"] / n
+    empirical = measured(model, rows, "empirical", task_of([True] * 3))["outputs/head.weight"] / n
     assert float((empirical - exact).abs().max()) > 0.05
 
 

@@ -14,7 +14,7 @@ from fedcl.core.errors import ConfigError
 from fedcl.core.kronecker import Factor
 from tests.commands import ROOT
 from tests.fot_tools import MLP, flat, mlp_inputs, pooled
-from tests.tiny import CNN, distance, same, tiny, trace
+from tests.tiny import CNN, distance, same, scenario, tiny, trace
 
 DOUBLE = {"training.dtype": "float64"}
 
@@ -77,7 +77,7 @@ def test_each_round_takes_the_proximal_step_around_the_last_stages_model(tmp_pat
 
 
 def test_moments_are_those_of_all_members_at_the_global_model(tmp_path: Path) -> None:
-    experiment = kron(labels="own")
+    experiment = kron(outputs="empirical")
     _, states = trace(experiment, tmp_path / "run")
     x = pooled(experiment, 0)
     for name, inputs in mlp_inputs(states[1].params, x).items():
@@ -95,9 +95,9 @@ def test_the_split_over_clients_does_not_matter_to_the_moments(
 ) -> None:
     # One round of one full pass would depend on the split: nobody trains here.
     still = {"training.local.lr": 1e-30, "stream.tasks": 1}
-    _, five = trace(kron(still, labels="own"), tmp_path / "five")
+    _, five = trace(kron(still, outputs="empirical"), tmp_path / "five")
     _, other = trace(
-        kron({**still, "stream.clients": clients, "training.cohort": 1}, labels="own"),
+        kron({**still, "stream.clients": clients, "training.cohort": 1}, outputs="empirical"),
         tmp_path / "other",
     )
     for name, fisher in five[1].fishers.items():
@@ -156,6 +156,23 @@ def test_an_identity_does_not_travel(choice: dict[str, str]) -> None:
     record = fedcl.run(tiny({}, method={"name": "kron", **choice}, model=MLP))
     kinds = {row["payload"] for row in record.costs}
     assert {"inputs", "outputs"} - kinds == set(choice)
+
+
+@pytest.mark.parametrize("kind", ["class", "task", "domain"])
+def test_which_classes_the_outputs_moment_compares(kind: str, tmp_path: Path) -> None:
+    changes = {**scenario(kind), **DOUBLE}
+    _, states = trace(tiny(changes, method={"name": "kron"}), tmp_path / "auto")
+    _, asked = trace(
+        tiny(changes, method={"name": "kron", "outputs": "fisher"}), tmp_path / "asked"
+    )
+    auto, fisher = (run[1].fishers["head.weight"].outputs for run in (states, asked))
+    if kind == "class":
+        assert len(auto.values) == 0  # the identity
+    else:
+        assert same(auto, fisher)
+    felt = matrix(fisher).diagonal() > 0
+    # Two of four classes are there at first; later ones are felt only where they will compete.
+    assert felt.sum() == (2 if kind == "task" else 4)
 
 
 def test_the_head_can_be_left_free(tmp_path: Path) -> None:
