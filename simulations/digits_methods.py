@@ -58,7 +58,9 @@ ROWS: Mapping[str, Row] = {
     "kron": Row({"name": "kron", "mu": 10.0}, "mu", (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)),
     "analytic": Row({"name": "analytic", "gamma": 0.1}, "gamma", (0.01, 0.1, 1.0, 10.0)),
     "analytic, projection": Row(
-        {"name": "analytic", "projection": 1000, "gamma": 0.1}, "gamma", (0.01, 0.1, 1.0, 10.0)
+        {"name": "analytic", "projection": 1000, "gamma": 0.01},
+        "gamma",
+        (0.001, 0.01, 0.1, 1.0, 10.0),
     ),
     "replay": Row({"name": "replay"}),
     "joint": Row({"name": "joint"}),
