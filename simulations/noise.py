@@ -31,7 +31,7 @@ class MomentNoise:
     """
 
     sigma: float = 0.0
-    kinds: tuple[str, ...] = ("inputs", "outputs")
+    kinds: tuple[str, ...] = ("input_moments", "output_moments")
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma < math.inf:

@@ -133,8 +133,8 @@ def test_norms_of_packed_matrices(d: int) -> None:
 def test_noise_has_the_norm_that_was_asked_for_and_spares_other_kinds() -> None:
     matrix = moment(20)
     tensors = {
-        "inputs/a": pack(matrix),
-        "outputs/a": pack(matrix),
+        "input_moments/a": pack(matrix),
+        "output_moments/a": pack(matrix),
         "count/n": torch.tensor(3.0),
         "fc.weight": matrix,
     }
@@ -142,18 +142,25 @@ def test_noise_has_the_norm_that_was_asked_for_and_spares_other_kinds() -> None:
     for seed in range(200):
         found = noisy(tensors, 0.1, seed)
         assert found["count/n"] is tensors["count/n"] and found["fc.weight"] is matrix
-        added = {kind: unpack(found[f"{kind}/a"]) - matrix for kind in ("inputs", "outputs")}
-        assert not torch.equal(added["inputs"], added["outputs"])
+        added = {
+            kind: unpack(found[f"{kind}/a"]) - matrix
+            for kind in ("input_moments", "output_moments")
+        }
+        assert not torch.equal(added["input_moments"], added["output_moments"])
         shares += [float(noise.norm() / matrix.norm()) for noise in added.values()]
     mean_square = sum(share**2 for share in shares) / len(shares)
     assert math.sqrt(mean_square) == pytest.approx(0.1, rel=0.02)
 
 
 def test_noise_is_a_function_of_the_seed_and_none_leaves_the_bits() -> None:
-    tensors = {"inputs/a": pack(moment(5))}
-    assert torch.equal(noisy(tensors, 0.5, 1)["inputs/a"], noisy(tensors, 0.5, 1)["inputs/a"])
-    assert not torch.equal(noisy(tensors, 0.5, 1)["inputs/a"], noisy(tensors, 0.5, 2)["inputs/a"])
-    assert torch.equal(noisy(tensors, 0.0)["inputs/a"], tensors["inputs/a"])
+    tensors = {"input_moments/a": pack(moment(5))}
+    assert torch.equal(
+        noisy(tensors, 0.5, 1)["input_moments/a"], noisy(tensors, 0.5, 1)["input_moments/a"]
+    )
+    assert not torch.equal(
+        noisy(tensors, 0.5, 1)["input_moments/a"], noisy(tensors, 0.5, 2)["input_moments/a"]
+    )
+    assert torch.equal(noisy(tensors, 0.0)["input_moments/a"], tensors["input_moments/a"])
 
 
 def test_the_noise_of_a_private_sum_by_hand() -> None:

@@ -41,10 +41,11 @@ class KroneckerMoments:
     def __call__(
         self, net: Net, rows: Examples, task: ClientTask, message: Any
     ) -> dict[str, Tensor]:
-        """Returns packed sums over examples: `inputs/<weight>`, `outputs/<weight>`, and `count/n`.
+        """Returns packed sums over examples: by weight.
 
-        Inputs have a constant 1 for the bias. Over the places of a convolution, inputs are added up
-        and outputs averaged.
+        They are `input_moments/<weight>`, `output_moments/<weight>` and `count/n`. Inputs have a
+        constant 1 for the bias. Over the places of a convolution, inputs are added up and outputs
+        averaged.
 
         Args:
             net: The network with the message's parameters.
@@ -67,10 +68,10 @@ class KroneckerMoments:
         for name in message.layers:
             if self.inputs:
                 x = append_one(net.model, name, inputs[name].double())
-                found[f"inputs/{name}"] = pack(x.T @ x)
+                found[f"input_moments/{name}"] = pack(x.T @ x)
             if self.outputs != "identity":
                 g = signals[name].double()
-                found[f"outputs/{name}"] = pack(g.T @ g) * (len(rows) / max(1, len(g)))
+                found[f"output_moments/{name}"] = pack(g.T @ g) * (len(rows) / max(1, len(g)))
         return found
 
 
@@ -149,8 +150,8 @@ def extended(fisher: Fisher | None, sums: Params, name: str) -> Fisher:
         return grown(before, sums[f"{kind}/{name}"].double() / sums["count/n"])
 
     return Fisher(
-        factor("inputs", None if fisher is None else fisher.inputs),
-        factor("outputs", None if fisher is None else fisher.outputs),
+        factor("input_moments", None if fisher is None else fisher.inputs),
+        factor("output_moments", None if fisher is None else fisher.outputs),
     )
 
 

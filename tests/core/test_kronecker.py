@@ -181,9 +181,9 @@ def test_of_one_example_the_product_is_that_of_its_gradient() -> None:
     assert set(own) == {"fc1.weight", "head.weight"}
     for name, gradient in own.items():
         vector = gradient.flatten()
-        product = torch.kron(found[f"outputs/{name}"], found[f"inputs/{name}"])
+        product = torch.kron(found[f"output_moments/{name}"], found[f"input_moments/{name}"])
         assert torch.allclose(product, vector[:, None] * vector[None], atol=1e-13)
-    assert float(found["outputs/head.weight"][1].abs().max()) == 0.0  # the masked class
+    assert float(found["output_moments/head.weight"][1].abs().max()) == 0.0  # the masked class
 
 
 def test_moments_are_sums_over_examples() -> None:
@@ -223,8 +223,8 @@ def test_a_convolution_adds_up_inputs_and_averages_signals_over_its_places(group
                     outs = slice(group * 4 // groups, (group + 1) * 4 // groups)
                     g = signal[n, outs, i, j]
                     s += g[:, None] * g[None] / (16 * groups)
-    assert torch.allclose(found["inputs/conv.weight"], a, atol=1e-12)
-    assert torch.allclose(found["outputs/conv.weight"], s, atol=1e-12)
+    assert torch.allclose(found["input_moments/conv.weight"], a, atol=1e-12)
+    assert torch.allclose(found["output_moments/conv.weight"], s, atol=1e-12)
 
 
 def test_sampled_labels_give_the_fisher_information() -> None:
@@ -236,8 +236,10 @@ def test_sampled_labels_give_the_fisher_information() -> None:
     found = measured(model, rows, "fisher", task_of([True] * 3))
     p = torch.softmax(model(x)[0], 0).detach()
     exact = torch.diag(p) - p[:, None] * p[None]  # the covariance of the drawn label
-    assert torch.allclose(found["outputs/head.weight"] / n, exact, atol=1e-4)
-    empirical = measured(model, rows, "empirical", task_of([True] * 3))["outputs/head.weight"] / n
+    assert torch.allclose(found["output_moments/head.weight"] / n, exact, atol=1e-4)
+    empirical = (
+        measured(model, rows, "empirical", task_of([True] * 3))["output_moments/head.weight"] / n
+    )
     assert float((empirical - exact).abs().max()) > 0.05
 
 
