@@ -9,6 +9,7 @@ form of E with it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedcl.core.layers import append_one, layer_signals
+from fedcl.core.layers import append_one, layer_inputs, layer_signals
 from fedcl.core.local import masked_logits
 from fedcl.core.model import Net
 from fedcl.core.params import Params
-from fedcl.core.subspace import pack, unpack
+from fedcl.core.subspace import layer_matrix, map_layers, pack, unpack
 from fedcl.core.task import ClientTask, Examples
 
 
@@ -41,11 +42,10 @@ class KroneckerMoments:
     def __call__(
         self, net: Net, rows: Examples, task: ClientTask, message: Any
     ) -> dict[str, Tensor]:
-        """Returns packed sums over examples: by weight.
+        """Returns packed `input_moments/<weight>` and `output_moments/<weight>`, and `count/n`.
 
-        They are `input_moments/<weight>`, `output_moments/<weight>` and `count/n`. Inputs have a
-        constant 1 for the bias. Over the places of a convolution, inputs are added up and outputs
-        averaged.
+        Inputs have a constant 1 for the bias. Over the places of a convolution, inputs are added up
+        and outputs averaged.
 
         Args:
             net: The network with the message's parameters.
@@ -64,12 +64,17 @@ class KroneckerMoments:
             return F.cross_entropy(logits, labels, reduction="none")
 
         found = {"count/n": rows.x.new_tensor(len(rows), dtype=torch.float64)}
-        inputs, signals = layer_signals(net.model, net.params or {}, rows.x, losses)
+        params = net.params or {}
+        signals: dict[str, Tensor] = {}
+        if self.outputs == "identity":
+            inputs = layer_inputs(net.model, params, rows.x)
+        else:
+            inputs, signals = layer_signals(net.model, params, rows.x, losses)
         for name in message.layers:
             if self.inputs:
                 x = append_one(net.model, name, inputs[name].double())
                 found[f"input_moments/{name}"] = pack(x.T @ x)
-            if self.outputs != "identity":
+            if name in signals:
                 g = signals[name].double()
                 found[f"output_moments/{name}"] = pack(g.T @ g) * (len(rows) / max(1, len(g)))
         return found
@@ -179,7 +184,7 @@ def excess(change: Tensor, fisher: Fisher, mu: float) -> Tensor:
 
 
 def anchor_layers(
-    params: Params, anchor: Params, fishers: dict[str, Fisher], mu: float
+    params: Params, anchor: Params, fishers: Mapping[str, Fisher], mu: float
 ) -> dict[str, Tensor]:
     """Returns parameters pulled towards an anchor, each layer as its Fisher information says.
 
@@ -189,18 +194,13 @@ def anchor_layers(
         fishers: By name of the weight; a layer's bias is a last column of its weight.
         mu: Strength of the pull.
     """
-    pulled = dict(params)
-    for name, fisher in fishers.items():
-        weight = params[name]
-        change = (weight.double() - anchor[name].double()).flatten(1)
-        bias = name.removesuffix("weight") + "bias"
-        if bias in params:
-            own = params[bias].double() - anchor[bias].double()
-            change = torch.cat([change, own[:, None]], dim=1)
-        height = len(fisher.outputs.values) or len(change)
-        loss = excess(change.unflatten(0, (-1, height)), fisher, mu).flatten(0, 1)
-        if bias in params:
-            pulled[bias] = (params[bias].double() - loss[:, -1]).to(params[bias].dtype)
-            loss = loss[:, :-1]
-        pulled[name] = (weight.double() - loss.reshape(weight.shape)).to(weight.dtype)
-    return pulled
+
+    def pulled(name: str, matrix: Tensor) -> Tensor:
+        change = matrix.double() - layer_matrix(anchor, name, True).double()
+        height = len(fishers[name].outputs.values) or len(change)
+        lost = excess(change.unflatten(0, (-1, height)), fishers[name], mu).flatten(0, 1)
+        return (matrix.double() - lost).to(matrix.dtype)
+
+    found = map_layers(params, fishers, True, pulled)
+    # Columns of a wider matrix would lie otherwise in memory than what comes from a checkpoint.
+    return {name: value.contiguous() for name, value in found.items()}

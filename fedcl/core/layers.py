@@ -67,9 +67,7 @@ def layer_inputs(model: nn.Module, params: Params, x: Tensor) -> dict[str, Tenso
     for name, layer in protected_layers(model).items():
 
         def keep(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            value = inputs[0].detach()
-            rows = patches(module, value) if isinstance(module, nn.Conv2d) else value.flatten(0, -2)
-            found[name] = torch.cat([found[name], rows]) if name in found else rows
+            _append(found, name, _input_rows(module, inputs[0].detach()))
 
         handles.append(layer.register_forward_pre_hook(keep))
     try:
@@ -104,9 +102,7 @@ def layer_signals(
         def keep(
             module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name
         ) -> Tensor:
-            value = inputs[0].detach()
-            rows = patches(module, value) if isinstance(module, nn.Conv2d) else value.flatten(0, -2)
-            found[name] = torch.cat([found[name], rows]) if name in found else rows
+            _append(found, name, _input_rows(module, inputs[0].detach()))
             outputs.setdefault(name, []).append(output)
             return output.clone()  # what comes next may work in place
 
@@ -127,14 +123,20 @@ def layer_signals(
     for (name, _), gradient in zip(places, gradients, strict=True):
         module = layers[name]
         if isinstance(module, nn.Conv2d):
-            grouped = gradient.flatten(2).unflatten(
-                1, (module.groups, -1)
-            )  # (n, groups, out, places)
-            rows = grouped.permute(0, 3, 1, 2).flatten(0, 2)
+            grouped = gradient.flatten(2).unflatten(1, (module.groups, -1))
+            rows = grouped.permute(0, 3, 1, 2).flatten(0, 2)  # of (n, groups, out, places)
         else:
             rows = gradient.flatten(0, -2)
-        signals[name] = torch.cat([signals[name], rows]) if name in signals else rows
+        _append(signals, name, rows)
     return found, signals
+
+
+def _input_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    return patches(layer, x) if isinstance(layer, nn.Conv2d) else x.flatten(0, -2)
+
+
+def _append(found: dict[str, Tensor], name: str, rows: Tensor) -> None:
+    found[name] = torch.cat([found[name], rows]) if name in found else rows
 
 
 def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:

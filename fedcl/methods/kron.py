@@ -114,7 +114,7 @@ class Kron(Method[State]):
         change = fed.aggregate(fed.local(CrossEntropy(self.masked)), Model(state.params)).mean
         params = add(state.params, change)
         mu = self.mu / max(1, fed.task.index) if self.schedule == "mean" else self.mu
-        return replace(state, params=anchor_layers(params, state.anchor, dict(state.fishers), mu))
+        return replace(state, params=anchor_layers(params, state.anchor, state.fishers, mu))
 
     def end_task(self, state: State, fed: Federation) -> State:
         """Adds this stage's moments to the Fisher information, and anchors the model anew."""

@@ -13,7 +13,8 @@ import fedcl
 from fedcl.config import Experiment
 from fedcl.core.errors import ConfigError
 from fedcl.core.method import Sizes
-from fedcl.core.weightspace import as_matrix, project_sides, strongest
+from fedcl.core.subspace import layer_matrix
+from fedcl.core.weightspace import project_sides, strongest
 from fedcl.methods.osft import OSFT
 from tests.fot_tools import MLP, flat
 from tests.tiny import (
@@ -345,9 +346,9 @@ def test_a_run_that_goes_on_has_the_bits_of_one_that_did_not_stop(
 
 def test_a_bias_is_a_column() -> None:
     params = {"a.weight": torch.ones(2, 3), "a.bias": torch.full((2,), 7.0), "b": torch.ones(2)}
-    assert as_matrix(params, "a.weight", False).tolist() == [[1, 1, 1]] * 2
-    assert as_matrix(params, "a.weight", True).tolist() == [[1, 1, 1, 7]] * 2
-    assert as_matrix({"a.weight": torch.ones(2, 3)}, "a.weight", True).shape == (2, 3)
+    assert layer_matrix(params, "a.weight", False).tolist() == [[1, 1, 1]] * 2
+    assert layer_matrix(params, "a.weight", True).tolist() == [[1, 1, 1, 7]] * 2
+    assert layer_matrix({"a.weight": torch.ones(2, 3)}, "a.weight", True).shape == (2, 3)
 
 
 def test_serial_and_vectorized_agree() -> None:
