@@ -95,7 +95,7 @@ def _send_each(
             replies.metrics[k],
             replies.state(k),
             trained.steps[k],
-            trained.visits[k],
+            replies.examples(k),
         )
         answers.append(site.send(client, reply))
     return replace(site.gather(request, answers), padded=trained.padded)
@@ -122,7 +122,7 @@ def _fold(site: Site, request: Request, block: Block, replies: BlockReply) -> Bl
         },
         uploaded={**uploaded, "model": len(block) * size},
         steps=sum(trained.steps),
-        examples=sum(trained.visits),
+        examples=sum(replies.examples(k) for k in range(len(block))),
         padded=trained.padded,
     )
 

@@ -76,6 +76,7 @@ class Block:
         tasks: Masks of each; one object where they are the same.
         states: What each remembers, or None.
         seeds: Seed of each in this exchange.
+        public: Data that everyone may use, or None.
     """
 
     ids: tuple[int, ...]
@@ -85,6 +86,7 @@ class Block:
     tasks: tuple[ClientTask, ...]
     states: tuple[Any, ...]
     seeds: tuple[int, ...]
+    public: Examples | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -121,7 +123,15 @@ class Block:
     def client(self, k: int) -> Client:
         """Returns the k-th client by itself."""
         data = self.data.part(self.starts[k], self.starts[k + 1])
-        return Client(self.ids[k], self.model, data, self.tasks[k], self.states[k], self.seeds[k])
+        return Client(
+            self.ids[k],
+            self.model,
+            data,
+            self.tasks[k],
+            self.states[k],
+            self.seeds[k],
+            self.public,
+        )
 
     @cached_property
     def task(self) -> ClientTask | None:
@@ -151,6 +161,7 @@ def block_of(clients: Sequence[Client]) -> Block:
         tuple(c.task for c in clients),
         tuple(c.state for c in clients),
         tuple(c.seed for c in clients),
+        clients[0].public,
     )
 
 

@@ -25,6 +25,8 @@ class Client:
         task: Masks of the present stage.
         state: What it keeps for itself between exchanges, or None at first.
         seed: Seed of this client in this exchange.
+        public: Data of this stage and earlier ones that everyone may use, or None: every client has
+            them already, so they are not sent.
     """
 
     id: int
@@ -33,6 +35,7 @@ class Client:
     task: ClientTask
     state: Any
     seed: int
+    public: Examples | None = None
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,10 @@ class Federation:
         report: Any = parts.change,
         project: Project | None = None,
         name: str = "train",
+        passes: Any = parts.no_passes,
     ) -> Local:
         """Returns standard local training made of these parts; see `fedcl.core.local.Local`."""
-        return Local(loss, penalty, data, keep, report, project, name)
+        return Local(loss, penalty, data, keep, report, project, name, passes)
 
     def net(self, params: Params) -> Net:
         """Returns the network with these parameters, for work on the server."""

@@ -89,6 +89,11 @@ def own_state(client: Client, message: object, params: Params) -> Any:
     return client.state
 
 
+def no_passes(client: Client, message: object) -> int:
+    """Looks at no example besides those of the training steps."""
+    return 0
+
+
 def change(client: Client, message: Any, params: Params) -> dict[str, Tensor]:
     """Reports the local parameters minus the received ones: add it to improve."""
     return subtract(params, message.params)
@@ -109,6 +114,8 @@ class Local:
             names, in the same shapes and types; a function of tensors that touches no data, or
             None. It gets the gradient with weight decay, before momentum.
         name: Name of the program in records and errors.
+        passes: `passes(client, message)` -> the examples that `data`, `keep` and `report` pass
+            through the network besides those of the steps, for the costs.
     """
 
     loss: Loss
@@ -118,6 +125,7 @@ class Local:
     report: Callable[[Client, Any, Params], Params] = change
     project: Project | None = None
     name: str = "train"
+    passes: Callable[[Client, Any], int] = no_passes
 
     @property
     def key(self) -> Hashable:

@@ -88,7 +88,8 @@ class Simulated:
         data = self.stream.train(id, stage)
         data = settle(type(data)(data.x.to(self.dtype), data.y, data.extra), self.device)
         task = move(self.stream.client_task(id, stage), self.device)
-        return Client(id, model, data, task, settle(state, self.device), seed)
+        state = settle(state, self.device)
+        return Client(id, model, data, task, state, seed, self._public(stage))
 
     def block(
         self,
@@ -116,7 +117,14 @@ class Simulated:
             tuple(tasks),
             tuple(settle(state, self.device) for state in states),
             tuple(seeds),
+            self._public(stage),
         )
+
+    def _public(self, stage: int) -> Examples | None:
+        found = self.stream.public(stage)
+        if found is None:
+            return None
+        return move(replace(found, x=found.x.to(self.dtype)), self.device)
 
     def sizes(self, ids: Sequence[int], stage: int) -> IntArray:
         """Returns how many examples of its task each client has; borders may blur that a little."""

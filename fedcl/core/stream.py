@@ -146,16 +146,23 @@ class Stream:
 
     def info(self, stage: int) -> TaskInfo:
         """Returns what a method may know of a stage."""
-        met = sorted({t for s in range(stage + 1) for t in self.present(s)})
-        parts = [(t, self.tasks[t].public) for t in met if len(self.tasks[t].public)]
         return TaskInfo(
             stage,
             self._classes(self._around(stage)),
             self.seen_classes(stage),
             self.scenario,
             self.borders,
-            join_rows(self.dataset.train, self.tasks, parts).take() if parts else None,
+            self.public(stage),
         )
+
+    def public(self, stage: int) -> Examples | None:
+        """Returns the data of all tasks met up to a stage that everyone may use, or None."""
+        return self._once(("public", stage), lambda: self._join_public(stage))
+
+    def _join_public(self, stage: int) -> Examples | None:
+        met = sorted({t for s in range(stage + 1) for t in self.present(s)})
+        parts = [(t, self.tasks[t].public) for t in met if len(self.tasks[t].public)]
+        return join_rows(self.dataset.train, self.tasks, parts).take() if parts else None
 
     def client_task(self, client: int, stage: int) -> ClientTask:
         """Returns the masks of a client's own stage; raises ValueError when it has no data then.

@@ -10,7 +10,7 @@ import torch
 from fedcl.core.block import Batching, Block, block_of, make_plan
 from fedcl.core.blocknet import Unfit
 from fedcl.core.fused import fusible, train_fused
-from fedcl.core.local import Local, own_data, own_state
+from fedcl.core.local import Local, no_passes, own_data, own_state
 from fedcl.core.sgd import Settings, train_one, visits
 from fedcl.core.trained import BlockReply, TrainedBlock
 from fedcl.core.vmapped import train_vmapped
@@ -41,11 +41,13 @@ def train_block(
         states = [
             local.keep(block.client(k), message, trained.params(k)) for k in range(len(block))
         ]
+    counted = local.passes is not no_passes
     return BlockReply(
         trained,
         [float(size) for size in block.sizes],
         [{"loss": loss} for loss in trained.losses],
         states,
+        [local.passes(block.client(k), message) for k in range(len(block))] if counted else (),
     )
 
 

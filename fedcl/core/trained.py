@@ -177,12 +177,18 @@ class BlockReply:
         weights: Weight of each reply.
         metrics: Metrics of each reply.
         states: Next memory of each client, or `Unchanged`.
+        passes: Examples that each client passed besides those of its steps; empty for none.
     """
 
     trained: TrainedBlock
     weights: Sequence[float]
     metrics: Sequence[Mapping[str, float]]
     states: Sequence[Any] = ()
+    passes: Sequence[int] = ()
+
+    def examples(self, k: int) -> int:
+        """Returns the examples that the k-th client passed through the network."""
+        return self.trained.visits[k] + (self.passes[k] if self.passes else 0)
 
     def state(self, k: int) -> Any:
         """Returns the next memory of the k-th client."""

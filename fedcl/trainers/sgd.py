@@ -94,5 +94,5 @@ def _reply(local: Local, client: Client, message: Any, trained: Trained) -> Repl
         metrics={"loss": trained.loss},
         state=local.keep(client, message, trained.params),
         steps=trained.steps,
-        examples=trained.examples,
+        examples=trained.examples + local.passes(client, message),
     )
