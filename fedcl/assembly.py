@@ -9,6 +9,7 @@ from fedcl.config import Experiment
 from fedcl.core.errors import ConfigError
 from fedcl.core.model import check_model
 from fedcl.core.population import Simulated
+from fedcl.core.schedule import Pace
 from fedcl.core.seeds import seed_of
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
@@ -24,6 +25,10 @@ def build_site(experiment: Experiment) -> Site:
     dtype = getattr(torch, experiment.training.dtype)
     dataset = experiment.dataset.load()
     stream = experiment.stream.build(dataset, experiment.seed, experiment.names["stream"])
+    try:
+        experiment.training.local.check(dataset.shape)
+    except ValueError as error:
+        raise ConfigError(f"[training.local] {error}") from error
     model = build_model(experiment, dataset.shape, dataset.classes).to(device=device, dtype=dtype)
     return Site(
         population=Simulated(stream, dtype, device),
@@ -35,6 +40,7 @@ def build_site(experiment: Experiment) -> Site:
         equal=experiment.aggregation.weights == "equal",
         device=device,
         precision=experiment.training.precision,
+        pace=Pace(experiment.training.schedule, stream.stages, experiment.training.rounds),
     )
 
 

@@ -22,6 +22,7 @@ from fedcl.core.errors import ConfigError
 from fedcl.core.local import Trainer
 from fedcl.core.method import Method
 from fedcl.core.scenario import Order, Partition
+from fedcl.core.schedule import SCHEDULES, Schedule
 from fedcl.streams._order import ORDERS
 from fedcl.streams._partition import PARTITIONS
 from fedcl.streams._scenario import Scenario
@@ -32,12 +33,16 @@ KINDS: Mapping[str, type | tuple[str, ...]] = {
     "streams": Scenario,
     "models": ("build",),
     "methods": Method,
-    "trainers": ("__call__", "block", "private"),
+    "trainers": ("__call__", "block", "check", "private", "scaled"),
     "engines": ("open", "run", "close"),
     "aggregations": ("weights", "needs_replies", "centre"),
     "channels": ("init", "upload", "receive", "hides_replies"),
 }
-_RULES: dict[Any, Mapping[str, type]] = {Partition: PARTITIONS, Order: ORDERS}
+_RULES: dict[Any, Mapping[str, type]] = {
+    Partition: PARTITIONS,
+    Order: ORDERS,
+    Schedule: SCHEDULES,
+}
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 # What pydantic's errors ask for, in words for people who write TOML.
 _WANTED = {
@@ -158,10 +163,8 @@ def build(cls: type, table: Any, place: str) -> tuple[Any, dict[str, Any]]:
         if hint is Trainer:
             values[key], resolved[key] = plugin("trainers", table.get(key, {"name": "sgd"}), inner)
         elif hint in _RULES:
-            default = "iid" if hint is Partition else "shared"
-            values[key], resolved[key] = _rule(
-                _RULES[hint], table.get(key, {"name": default}), inner
-            )
+            first = {"name": next(iter(_RULES[hint]))}
+            values[key], resolved[key] = _rule(_RULES[hint], table.get(key, first), inner)
         elif key in table:
             values[key] = checked(table[key], hint, inner)
             resolved[key] = _plain(values[key])

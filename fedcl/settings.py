@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedcl.core.local import Trainer
+from fedcl.core.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class Training:
         rounds: Rounds of each stage.
         cohort: Clients sampled for a round; 0, or more than a stage has, means all its members.
         local: How one client trains.
+        schedule: Course of its learning rate over rounds and stages: `constant`, `cosine` (warmed
+            up again at each stage) or `infinite`.
         sampling: How a cohort is drawn: `fixed` size, `poisson` or `round_robin`.
         fold: Clients in a fold block: sums are made block by block, whatever the engine.
         dtype: Type of parameters and inputs.
@@ -28,6 +31,7 @@ class Training:
     """
 
     local: Trainer
+    schedule: Schedule
     rounds: int = 10
     cohort: int = 0
     sampling: Literal["fixed", "poisson", "round_robin"] = "fixed"

@@ -57,7 +57,8 @@ def run_batched(
             if isinstance(program, Statistic):
                 result = _measure(site, request, block, message)
             else:
-                replies = site.trainer.block(program, block, message, batching)
+                trainer = site.trainer_at(request.position)
+                replies = trainer.block(program, block, message, batching)
                 if summed and program.report is change:
                     result = _fold(site, request, block, replies)
                 else:

@@ -177,6 +177,7 @@ class Plan:
         rows: (clients, steps, batch) int64 rows of the block's examples; padding repeats a row
             that the client has visited by then, so that it brings in no NaN of its own.
         weights: (clients, steps, batch) 1 / batch size of the step, 0 for padding.
+        draws: (clients, steps, batch, 3) of each visit's view, or None where views change nothing.
         working: Number of clients at work in each step.
         steps: Steps of each client, in the block's order.
         visits: Examples passed by each client, in the block's order.
@@ -188,6 +189,7 @@ class Plan:
     working: tuple[int, ...]
     steps: tuple[int, ...]
     visits: tuple[int, ...]
+    draws: Tensor | None = None
 
     @property
     def even(self) -> bool:
@@ -206,16 +208,19 @@ def make_plan(
     starts: Sequence[int],
     batch_size: int,
     dtype: torch.dtype,
+    draws: Sequence[Tensor] | None = None,
 ) -> Plan:
     """Returns the plan of a block.
 
     Args:
         visits: For each client the rows that it visits, pass after pass, counted from its own first
             example.
-        sizes: Examples of each client: a pass is cut into batches, the last takes what is left.
+        sizes: Visits of a pass of each client, which is cut into batches: the last takes what is
+            left.
         starts: Row of the block at which each client's examples begin.
         batch_size: Rows of a step.
         dtype: Type of the weights.
+        draws: For each client the (visits, 3) draws of its views, if these change anything.
     """
     passed = tuple(own.shape[0] for own in visits)
     cuts = [_cut(n, size, batch_size) for n, size in zip(passed, sizes, strict=True)]
@@ -226,9 +231,12 @@ def make_plan(
     if all(own == cuts[0] for own in cuts) and passed[0] == longest * widest:
         rows = torch.stack(list(visits)) + torch.tensor(starts[: len(visits)])[:, None]
         weights = torch.full(shape, 1.0 / max(1, widest), dtype=dtype)
-        return Plan(order, rows.view(shape), weights, (len(visits),) * longest, steps, passed)
+        shown = None if draws is None else torch.stack(list(draws)).view(*shape, -1)
+        working = (len(visits),) * longest
+        return Plan(order, rows.view(shape), weights, working, steps, passed, shown)
     index = torch.zeros(shape, dtype=torch.int64)
     weights = torch.zeros(shape, dtype=dtype)
+    shown = None if draws is None else torch.zeros(*shape, draws[0].shape[1], dtype=torch.float64)
     for place, k in enumerate(order):
         if not steps[k]:
             continue
@@ -236,8 +244,11 @@ def make_plan(
         for step, own in enumerate(visits[k].split(cuts[k])):
             index[place, step, : cuts[k][step]] += own
             weights[place, step, : cuts[k][step]] = 1.0 / cuts[k][step]
+        if draws is not None and shown is not None:
+            for step, drawn in enumerate(draws[k].split(cuts[k])):
+                shown[place, step, : cuts[k][step]] = drawn
     working = tuple(sum(1 for n in steps if n > step) for step in range(longest))
-    return Plan(order, index, weights, working, steps, passed)
+    return Plan(order, index, weights, working, steps, passed, shown)
 
 
 def _cut(visits: int, size: int, batch_size: int) -> list[int]:

@@ -23,7 +23,7 @@ from fedcl.core.local import Local, check_losses
 from fedcl.core.model import Dropout, dropouts
 from fedcl.core.params import Params
 from fedcl.core.seeds import torch_generator
-from fedcl.core.sgd import Settings, draw_masks
+from fedcl.core.sgd import Settings, draw_masks, seen
 from fedcl.core.task import Examples
 from fedcl.core.trained import LowRank, TrainedBlock
 
@@ -154,6 +154,13 @@ class _Training:
             self.net.end()
 
     def _rows(self, rows: Tensor, working: int, number: int) -> Examples:
+        """Returns the examples of a step, as its views show them."""
+        batch, draws = self._fetched(rows, working, number), self.plan.draws
+        if draws is None:
+            return batch
+        return seen(batch, draws[:working, number].flatten(0, 1), 0, self.settings)
+
+    def _fetched(self, rows: Tensor, working: int, number: int) -> Examples:
         """Returns the examples of a step; those of all steps are fetched at once if they fit."""
         visits = rows.numel()
         if not self.plan.even or visits > self.block.examples:

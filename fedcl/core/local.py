@@ -145,6 +145,14 @@ class Trainer(Protocol):
         """Whether its replies satisfy example-level differential privacy."""
         ...
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError when it cannot train on inputs of this shape (without the batch)."""
+        ...
+
+    def scaled(self, factor: float) -> Trainer:
+        """Returns the trainer with its learning rate times a schedule's factor."""
+        ...
+
     def __call__(self, local: Local) -> Program[Any]:
         """Returns the program that trains one client."""
         ...

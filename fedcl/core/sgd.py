@@ -8,17 +8,19 @@ rounding alone. The loop does the operations of `torch.optim.SGD` in its order.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedcl.core.augment import Augmentation, view_draws, viewed
 from fedcl.core.client import Client
 from fedcl.core.local import Local, Project, check_losses
 from fedcl.core.model import Dropout, Net, dropouts
 from fedcl.core.params import Params
 from fedcl.core.seeds import torch_generator
+from fedcl.core.task import Examples
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Settings:
         momentum: Momentum, fresh in every exchange.
         weight_decay: L2 regularisation added to the gradient.
         steps: Stop after this many steps; None means all of every pass.
+        views: Views of an example in a batch: a batch holds `batch_size / views` examples. The
+            examples passed stay as many as with one view, so that one comes up more seldom.
+        augment: What a view does to an image.
+        padding: Pixels that it may shift by.
     """
 
     epochs: int
@@ -40,10 +46,20 @@ class Settings:
     momentum: float = 0.0
     weight_decay: float = 0.0
     steps: int | None = None
+    views: int = 1
+    augment: Augmentation = "none"
+    padding: int = 4
+
+    def visit(self, rows: int) -> int:
+        """Returns the visits of a pass over so many examples, each in all its views."""
+        return rows * self.views
 
 
 def visits(rows: int, settings: Settings, seed: int) -> Tensor:
     """Returns the rows that a client visits, in their order: every pass is a new permutation.
+
+    With several views a row stands that often after itself, and there are as many visits as with
+    one (up to the last row's views): `epochs = 4` and `views = 4` visit every row once.
 
     Args:
         rows: Number of examples; 0 gives no visits.
@@ -52,23 +68,40 @@ def visits(rows: int, settings: Settings, seed: int) -> Tensor:
     """
     generator = torch_generator(seed, "batches")
     passes = settings.epochs if rows else 0
-    limit = passes * rows
+    limit, one = passes * rows, settings.visit(rows)
     if settings.steps is not None and rows:
         # Every pass ends with a step of what is left.
-        whole, rest = divmod(settings.steps, -(-rows // settings.batch_size))
-        limit = min(limit, whole * rows + rest * settings.batch_size)
+        whole, rest = divmod(settings.steps, -(-one // settings.batch_size))
+        limit = min(limit, whole * one + rest * settings.batch_size)
+    different = -(-limit // settings.views)
     drawn = [
-        torch.randperm(rows, generator=generator) for _ in range(-(-limit // rows) if rows else 0)
+        torch.randperm(rows, generator=generator)
+        for _ in range(-(-different // rows) if rows else 0)
     ]
-    return torch.cat(drawn)[:limit] if drawn else torch.zeros(0, dtype=torch.int64)
+    if not drawn:
+        return torch.zeros(0, dtype=torch.int64)
+    return torch.cat(drawn)[:different].repeat_interleave(settings.views)
 
 
 def batches(rows: int, settings: Settings, seed: int) -> list[Tensor]:
     """Returns the rows of each step: every pass is cut into batches; see `visits`."""
     steps: list[Tensor] = []
-    for own in visits(rows, settings, seed).split(max(1, rows)):
+    for own in visits(rows, settings, seed).split(max(1, settings.visit(rows))):
         steps.extend(own.split(settings.batch_size))
     return steps if rows else []
+
+
+def step_draws(visits: int, settings: Settings, seed: int) -> Tensor | None:
+    """Returns the (visits, 3) draws of a client's views, or None where a view changes nothing."""
+    return None if settings.augment == "none" else view_draws(visits, seed)
+
+
+def seen(batch: Examples, draws: Tensor | None, first: int, settings: Settings) -> Examples:
+    """Returns a batch as its views show it; its draws begin at row `first`."""
+    if draws is None:
+        return batch
+    own = draws[first : first + len(batch)].to(batch.x.device)
+    return replace(batch, x=viewed(batch.x, own, settings.augment, settings.padding))
 
 
 def draw_masks(
@@ -130,13 +163,15 @@ def train_one(local: Local, settings: Settings, client: Client, message: Any) ->
     total = torch.zeros((), dtype=torch.float64, device=device)
     layers = dropouts(client.model)
     generator = torch_generator(client.seed, "dropout")
+    draws = step_draws(sum(map(len, steps)), settings, client.seed)
+    first = 0
     for rows in steps:
         masks = [
             mask[: len(rows)].to(device) for mask in draw_masks(layers, settings, generator, dtype)
         ]
-        losses = local.loss(
-            Net(client.model, params, masks), data.take(rows.to(device)), client.task, message
-        )
+        batch = seen(data.take(rows.to(device)), draws, first, settings)
+        first += len(rows)
+        losses = local.loss(Net(client.model, params, masks), batch, client.task, message)
         check_losses(losses, len(rows))
         loss = losses.mean()
         if local.penalty is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from fedcl.core.batch import run_batched
 from fedcl.core.block import Batching, Block
 from fedcl.core.channel import Channel, fold
 from fedcl.core.client import Client, Each, Reply, Unchanged
-from fedcl.core.engine import Answer, BlockResult, Request, diverged, failure
+from fedcl.core.engine import Answer, BlockResult, Position, Request, diverged, failure
 from fedcl.core.local import Local, Trainer
 from fedcl.core.params import not_finite
 from fedcl.core.population import Population
 from fedcl.core.precision import reduced
+from fedcl.core.schedule import Pace
 from fedcl.core.seeds import seed_of
 from fedcl.core.tree import settle
 
@@ -37,6 +38,7 @@ class Site:
         equal: Whether all replies weigh the same.
         device: Where clients compute.
         precision: Of matrix products on a GPU; see `reduced`.
+        pace: The learning rate's course over the run.
     """
 
     population: Population
@@ -48,6 +50,12 @@ class Site:
     equal: bool
     device: torch.device
     precision: str = "full"
+    pace: Pace = field(default_factory=Pace)
+
+    def trainer_at(self, position: Position) -> Trainer:
+        """Returns the trainer with the learning rate of a round."""
+        factor = self.pace.factor(position.stage, position.round)
+        return self.trainer if factor == 1.0 else self.trainer.scaled(factor)
 
     def blocks(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
         """Returns the ids cut into fold blocks."""
@@ -116,7 +124,9 @@ class Site:
         if isinstance(message, Each):
             message = message.messages[id]
         program = (
-            self.trainer(request.program) if isinstance(request.program, Local) else request.program
+            self.trainer_at(request.position)(request.program)
+            if isinstance(request.program, Local)
+            else request.program
         )
         try:
             reply = program(client, message)

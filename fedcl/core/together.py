@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fedcl.core.augment import view_draws
 from fedcl.core.block import Batching, Block, block_of, make_plan
 from fedcl.core.blocknet import Unfit
 from fedcl.core.fused import fusible, train_fused
@@ -59,7 +60,11 @@ def _train(
         visits(size, settings, seed) for size, seed in zip(block.sizes, block.seeds, strict=True)
     ]
     first = next(iter(message.params.values()))
-    plan = make_plan(rows, block.sizes, block.starts, settings.batch_size, first.dtype)
+    draws = None
+    if settings.augment != "none":
+        draws = [view_draws(len(own), seed) for own, seed in zip(rows, block.seeds, strict=True)]
+    passes = [settings.visit(size) for size in block.sizes]
+    plan = make_plan(rows, passes, block.starts, settings.batch_size, first.dtype, draws)
     # Weights that step inside the backward pass are not for autocast.
     reduced = torch.is_autocast_enabled(first.device.type)
     if path in ("fused", "grouped") or (path == "auto" and not reduced):

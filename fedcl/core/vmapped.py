@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from fedcl.core.apart import Together, check_apart
+from fedcl.core.augment import viewed
 from fedcl.core.block import Block, Plan
 from fedcl.core.local import Local, check_losses
 from fedcl.core.model import Net, dropouts
@@ -71,7 +72,11 @@ def train_vmapped(
         masks = [torch.stack(own)[:, :width].to(device) for own in zip(*drawn, strict=True)]
         chosen = rows[:n, number]
         data = block.data
-        batch = data.x[chosen], data.y[chosen], {k: v[chosen] for k, v in data.extra.items()}
+        x = data.x[chosen]
+        if plan.draws is not None:
+            shown = plan.draws[:n, number].flatten(0, 1).to(device)
+            x = viewed(x.flatten(0, 1), shown, settings.augment, settings.padding).view(x.shape)
+        batch = x, data.y[chosen], {k: v[chosen] for k, v in data.extra.items()}
         own = {k: v[:n] for k, v in params.items()}
         task = {k: v[:n] for k, v in tasks.items()}
         gradients, losses = step(own, batch, weights[:n, number], task, masks)
