@@ -22,6 +22,7 @@ from torch import Tensor
 from fedcl.core import (
     analytic,
     client,
+    distillation,
     kronecker,
     local,
     memory,
@@ -53,6 +54,7 @@ def vocabulary(method: Any = None, *modules: ModuleType) -> Vocabulary:
         task,
         client,
         analytic,
+        distillation,
         local,
         memory,
         moments,
