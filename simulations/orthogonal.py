@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import sys
 import tempfile
@@ -26,14 +25,16 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
+from ladder import TUNING_SEED, Queue, Search, climb
 from matplotlib.figure import Figure
+from mnist_cut import cut_mnist
 from noise import frobenius, private_noise, side, trace
-from runner import CONFIGS, Cell, arguments, show, spread, summary_of, work
+from runner import CONFIGS, Cell, arguments, show, spread
 
 import fedcl
 from fedcl.assembly import build_site
@@ -46,8 +47,6 @@ from fedcl.core.stream import Stream
 from fedcl.methods.kron import Question
 from fedcl.reporting.style import CYCLE, MARKERS, page, png
 
-ROWS_OF_MNIST = 15_000
-TUNING_SEED = 100  # none of the final ones
 SIGMAS = (1e-3, 1e-2, 1e-1, 1.0)
 EPSILON, DELTA = 1.0, 1e-5  # of one release, in the remark on what a private sum would need
 
@@ -223,23 +222,6 @@ PHASES = (
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """A row's search on one stream.
-
-    Attributes:
-        tried: One cell for each value, ascending; one without a value where there is no option.
-        values: The values.
-        place: Which did best; None until all are known.
-        open: Whether the best is at an end of the ladder, so that a better one may lie beyond.
-    """
-
-    tried: tuple[Cell, ...]
-    values: Values
-    place: int | None
-    open: bool = False
-
-
-@dataclass(frozen=True)
 class Study:
     """The study in one folder.
 
@@ -258,16 +240,15 @@ class Study:
     rows: tuple[str, ...] = tuple(ROWS)
     grid: int = 5
     smoke: bool = False
-    _known: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def queue(self) -> Queue:
+        """The runs in its folder."""
+        return Queue(self.out)
 
     def summary(self, cell: Cell) -> dict[str, Any] | None:
-        """Returns a finished cell's summary, which never changes, or None."""
-        if cell.name not in self._known:
-            found = summary_of(cell, self.out)
-            if found is None:
-                return None
-            self._known[cell.name] = found
-        return self._known[cell.name]
+        """Returns a finished cell's summary, or None."""
+        return self.queue.summary(cell)
 
     def cell(self, stream: str, row: str, value: float | None, seed: int, split: str) -> Cell:
         """Returns one run."""
@@ -295,55 +276,23 @@ class Study:
         channel = [{"name": "noise:MomentNoise", "sigma": sigma}]
         return final.but(name=f"noise={sigma:g}-{final.name}", changes={"channel": channel})
 
-    def search(self, stream: str, row: str) -> Tuned:
+    def search(self, stream: str, row: str) -> Search:
         """Returns how far a row's search is; it only reads."""
         own = ROWS[row]
         if not own.option:
-            return Tuned((), (), 0)
-        low = own.ladder.index(own.first)
-        high = low + self.grid
-        while True:
-            values = own.ladder[low:high]
-            tried = tuple(
-                self.cell(stream, row, value, TUNING_SEED, "validation") for value in values
-            )
-            done = [cell for cell in tried if self.summary(cell) is not None]
-            if not done or any(c not in done and not self.failed(c) for c in tried):
-                return Tuned(tried, values, None)
-            place = tried.index(max(done, key=self.validated))
-            # A smoke test tries its values and no others.
-            if self.smoke:
-                return Tuned(tried, values, place)
-            if place == 0 and low > 0:
-                low -= 1
-            elif place == len(tried) - 1 and high < len(own.ladder):
-                high += 1
-            else:
-                return Tuned(tried, values, place, place in (0, len(tried) - 1))
+            return Search()
 
-    def validated(self, cell: Cell) -> float:
-        """Returns a finished candidate's average accuracy on validation data.
+        def candidate(value: float) -> Cell:
+            return self.cell(stream, row, value, TUNING_SEED, "validation")
 
-        Raises:
-            ValueError: It has looked at the test set.
-        """
-        found = self.summary(cell)
-        if found is None or found["split"] != "validation":
-            raise ValueError(f"candidate {cell.name} has no accuracy on validation data")
-        accuracy: float = found["average_accuracy"]
-        return accuracy
+        return climb(self.queue, own.ladder, own.first, self.grid, candidate, self.smoke)
 
     def final(self, stream: str, row: str, seed: int) -> Cell | None:
         """Returns a run with the value that did best, or None until that is known."""
         found = self.search(stream, row)
         if found.place is None:
             return None
-        value = found.values[found.place] if found.values else None
-        return self.cell(stream, row, value, seed, "test")
-
-    def failed(self, cell: Cell) -> bool:
-        """Returns whether a cell has failed; remove its file in failed/ to try again."""
-        return (self.out / "failed" / cell.name).exists()
+        return self.cell(stream, row, found.chosen, seed, "test")
 
     def plan(self) -> Iterator[Cell]:
         """Yields what could be run now, the most important first, what is finished too."""
@@ -361,30 +310,6 @@ class Study:
                     if phase.noise:
                         cells = [self.noisy(stream, sigma, seed) for sigma in SIGMAS]
                     yield from (cell for cell in cells if cell is not None)
-
-    def step(self) -> bool:
-        """Runs the first cell that is neither finished, taken nor failed.
-
-        Returns:
-            Whether anything may be left to do.
-        """
-        waiting = False
-        for cell in self.plan():
-            if self.failed(cell) or self.summary(cell) is not None:
-                continue
-            try:
-                work([cell], self.out)
-            except SystemExit as error:
-                # Else one method would stop the study of all.
-                (self.out / "failed").mkdir(exist_ok=True)
-                (self.out / "failed" / cell.name).write_text(f"{error}\n", encoding="utf-8")
-                return True
-            if self.summary(cell) is not None:
-                return True
-            waiting = True
-        if waiting:  # for another process, whose result may open more cells
-            time.sleep(10)
-        return waiting
 
 
 def possible(stream: str, row: str) -> bool:
@@ -419,28 +344,13 @@ def run(study: Study, args: Namespace) -> None:
     if args.measure:
         measure(study)
         return
-    while not args.table and study.step():
+    while not args.table and study.queue.step(study.plan()):
         pass
     for stream in study.streams:
         search_table(study, stream)
         table(study, stream)
     noise_table(study)
     figure(study)
-
-
-def cut_mnist(root: Path, folder: Path) -> None:
-    """Writes the first rows of MNIST's training set and its test set as mnist15k.npz."""
-    target = folder / "mnist15k.npz"
-    if target.exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = {}
-    with np.load(root / "mnist.npz", allow_pickle=False) as whole:
-        for name in ("x_train", "y_train", "x_test", "y_test"):
-            parts[name] = whole[name][: ROWS_OF_MNIST if "train" in name else None]
-    own = folder / f"{os.getpid()}.npz"  # another process may be writing it, too
-    np.savez(own, allow_pickle=False, **parts)
-    own.replace(target)
 
 
 # Tables.
@@ -476,9 +386,9 @@ def search_table(study: Study, stream: str) -> None:
     """Prints how each value did on validation data, and writes it to `search-<stream>.md`."""
     lines = []
     for row in study.rows:
-        search = study.search(stream, row) if possible(stream, row) else Tuned((), (), None)
+        search = study.search(stream, row) if possible(stream, row) else Search(place=None)
         words = [
-            f"{value:g}: {100 * study.validated(cell):.2f}"
+            f"{value:g}: {100 * study.queue.validated(cell):.2f}"
             for value, cell in zip(search.values, search.tried, strict=True)
             if study.summary(cell) is not None
         ]
@@ -553,13 +463,13 @@ def cost_table(study: Study, stream: str, found: Mapping[str, list[dict[str, Any
     show(title, headings, lines, study.out, f"cost-{stream}.md")
 
 
-def chosen(study: Study, search: Tuned) -> str:
+def chosen(study: Study, search: Search) -> str:
     """Returns the chosen value, how many were tried, and what one step beside it loses."""
     if not search.values or search.place is None:
         return "-"
     at = search.place
     accuracies = [
-        None if study.summary(cell) is None else 100 * study.validated(cell)
+        None if study.summary(cell) is None else 100 * study.queue.validated(cell)
         for cell in search.tried
     ]
     beside = [accuracies[n] for n in (at - 1, at + 1) if 0 <= n < len(accuracies)]
@@ -675,9 +585,9 @@ def draw(study: Study, streams: Sequence[str]) -> Figure:
                 shown[row] = plane.errorbar(
                     *middle, xerr=ends[0], yerr=ends[1], linestyle="", **look
                 )
-            search = study.search(stream, row) if possible(stream, row) else Tuned((), (), None)
+            search = study.search(stream, row) if possible(stream, row) else Search(place=None)
             points = [
-                (value, 100 * study.validated(cell))
+                (value, 100 * study.queue.validated(cell))
                 for value, cell in zip(search.values, search.tried, strict=True)
                 if study.summary(cell) is not None
             ]

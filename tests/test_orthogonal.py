@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from ladder import TUNING_SEED
 from noise import MomentNoise, frobenius, private_noise, side, trace
-from orthogonal import PHASES, ROWS, SETTINGS, TUNING_SEED, Study, difference, paired, possible
+from orthogonal import PHASES, ROWS, SETTINGS, Study, difference, paired, possible
 from runner import CONFIGS, Cell
 from torch import Tensor
 
