@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from fedcl.assembly import build_site, check_minimum
 from fedcl.config import Experiment
+from fedcl.core.schedule import Constant, Pace
 from fedcl.core.stream import Stream
 from fedcl.forecast import (
     Forecast,
@@ -63,10 +65,22 @@ def preview(
     model = sum(p.numel() * p.element_size() for p in site.model.parameters())
     yield _sizes(experiment, stream, model)
     yield _needs(found, experiment, folder)
+    if not isinstance(experiment.training.schedule, Constant):
+        yield _course(site.pace, width)
     if experiment.resolved["engine"].get("tune"):
         yield Text("\nengine.tune = true: a run first measures how clients are batched fastest.")
     yield Text()
     yield Syntax(experiment.toml, "toml", background_color="default")
+
+
+def _course(pace: Pace, width: int) -> Text:
+    """Returns the factors of the learning rate, a bar a round while there is room."""
+    total = pace.stages * pace.rounds
+    every = -(-total // max(1, width - 2))
+    rounds = [divmod(number, pace.rounds) for number in range(0, total, every)]
+    bars = "".join(_BARS[math.ceil(8 * pace.factor(*at))] for at in rounds)
+    shown = "each round" if every == 1 else f"every {every}th round"
+    return Text(f"\nlearning rate, {shown}, the highest is lr itself:\n{bars}")
 
 
 def _tasks(stream: Stream) -> Table:

@@ -15,6 +15,7 @@ import fedcl
 from fedcl.core.errors import ConfigError
 from fedcl.core.schedule import SCHEDULES, Constant, Cosine, Infinite, Pace
 from fedcl.trainers.sgd import Sgd
+from tests.commands import call, write_config
 from tests.tiny import Interrupted, assert_same_runs, interrupt_after, same, tiny, watched
 
 ROUNDS, STAGES = 10, 3
@@ -154,3 +155,11 @@ def test_a_schedule_of_ones_changes_no_bit() -> None:
 def test_a_trainer_is_scaled_by_its_rate_alone() -> None:
     trainer = Sgd(lr=0.4, momentum=0.5, weight_decay=0.1)
     assert trainer.scaled(0.25) == replace(trainer, lr=0.1)
+
+
+def test_show_draws_the_course_of_the_learning_rate(tmp_path: Path) -> None:
+    schedule = {"name": "infinite", "warmup": 0.0, "cooldown": 0.4, "anneal": 0.5}
+    called = call("show", write_config(tmp_path, {"training.schedule": schedule}))
+    # Two tasks of two rounds: the top, the constant half, and a fall to 0.05 over one round.
+    assert "learning rate, each round, the highest is lr itself:\n█▄▄▁\n" in called.out
+    assert "learning rate" not in call("show", write_config(tmp_path, {})).out
