@@ -111,6 +111,7 @@ def climb(
     count: int,
     make: Callable[[float], Cell],
     still: bool = False,
+    most: int = 1000,
 ) -> Search:
     """Returns how far a search on a ladder is; it only reads.
 
@@ -121,6 +122,7 @@ def climb(
         count: How many are tried at first.
         make: Returns the candidate with a value.
         still: Whether no further values are tried, as in a smoke test.
+        most: Values tried at most: a plateau ends nowhere.
     """
     low = ladder.index(first)
     high = min(low + count, len(ladder))
@@ -133,9 +135,10 @@ def climb(
         place = tried.index(max(done, key=queue.validated))
         if still:
             return Search(tried, values, place)
-        if place == 0 and low > 0:
+        full = len(tried) >= most
+        if place == 0 and low > 0 and not full:
             low -= 1
-        elif place == len(tried) - 1 and high < len(ladder):
+        elif place == len(tried) - 1 and high < len(ladder) and not full:
             high += 1
         else:
             return Search(tried, values, place, place in (0, len(tried) - 1))
