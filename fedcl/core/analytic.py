@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedcl.core.layers import head_inputs
 from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.core.seeds import torch_generator
@@ -46,7 +47,8 @@ class Regressors:
     def __call__(self, net: Net, x: Tensor) -> Tensor:
         """Returns the (n, m) float64 regressors of (n, ...) inputs."""
         head = head_of(net.model)
-        h = torch.cat([_inputs(net, head, part) for part in x.split(ROWS)]).double()
+        with torch.no_grad():
+            h = torch.cat([head_inputs(net, part) for part in x.split(ROWS)]).double()
         if self.projection:
             h = F.relu(h @ _random(h.shape[1], self.projection, self.seed).to(h.device))
         if self.constant and head.bias is not None:
@@ -195,18 +197,6 @@ def with_head(params: Params, weights: Tensor) -> dict[str, Tensor]:
 def without_head(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the parameters that features depend on: all but the head's."""
     return {name: value for name, value in params.items() if not name.startswith("head.")}
-
-
-def _inputs(net: Net, head: nn.Linear, x: Tensor) -> Tensor:
-    """Returns the head's inputs, without a look at any other layer's."""
-    found: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].detach()))
-    try:
-        with torch.no_grad():
-            net(x)
-    finally:
-        handle.remove()
-    return found[0].flatten(1)
 
 
 @lru_cache(maxsize=2)

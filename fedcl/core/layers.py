@@ -1,6 +1,6 @@
 """Which weights of a model have layer inputs, and these inputs as matrices.
 
-Projection and analytic methods need them.
+Projection, analytic and prototype methods need them.
 """
 
 from __future__ import annotations
@@ -47,6 +47,27 @@ def guarded_layers(model: nn.Module, head: Head, scenario: ScenarioKind) -> tupl
 def input_width(layer: nn.Linear | nn.Conv2d) -> int:
     """Returns d, the length of one layer input: the columns of the weight seen as a matrix."""
     return layer.weight[0].numel()
+
+
+def head_inputs(net: Net, x: Tensor) -> Tensor:
+    """Returns the (n, d) features of (n, ...) inputs: what the last layer `head` gets.
+
+    They carry gradients, and dropout where the net does. It works inside `torch.func` transforms; a
+    block network refuses, so that a loss with features is trained by vmap.
+
+    Raises:
+        ValueError: The model's last layer is not called head.
+    """
+    head = dict(net.model.named_children()).get("head")
+    if head is None:
+        raise ValueError("features need a model whose last layer is named head")
+    found: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    try:
+        net(x)
+    finally:
+        handle.remove()
+    return found[0].flatten(1)
 
 
 def layer_inputs(model: nn.Module, params: Params, x: Tensor) -> dict[str, Tensor]:

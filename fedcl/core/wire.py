@@ -28,6 +28,7 @@ from fedcl.core import (
     memory,
     moments,
     optimizer,
+    prototypes,
     statistic,
     task,
 )
@@ -60,6 +61,7 @@ def vocabulary(method: Any = None, *modules: ModuleType) -> Vocabulary:
         moments,
         kronecker,
         optimizer,
+        prototypes,
         statistic,
         *modules,
     ]
