@@ -73,10 +73,15 @@ def _keeping(name: str, option: str = "", first: float = 0.0, **options: Any) ->
     return Row({"name": name, **options}, option, ladder, first, exemplars=True)
 
 
+CROPS: Mapping[str, Any] = {"training.local.augment": "crop_flip"}
 ROWS: Mapping[str, Row] = {
     "fedavg": _row("fedavg"),
     "fedavg, masked": _row("fedavg", masked=True),
     "fedavg, cosine": Row({"name": "fedavg"}, changes={"training.schedule.name": "cosine"}),
+    "fedavg, crops": Row({"name": "fedavg"}, changes=CROPS),
+    "fedavg, crops, view batch": Row(
+        {"name": "fedavg"}, changes={**CROPS, "training.local.view_batch": 4}
+    ),
     "fedavg, infinite": Row({"name": "fedavg"}, changes={"training.schedule.name": "infinite"}),
     "fedprox": _row("fedprox", "mu", 0.01),
     "l2": _row("l2", "strength", 0.01),
@@ -98,6 +103,10 @@ ROWS: Mapping[str, Row] = {
     "replay, reservoir": _keeping("replay", selection="reservoir"),
     "replay, herding": _keeping("replay", selection="herding"),
     "replay, balanced": _keeping("replay", selection="balanced"),
+    "replay, crops": Row({"name": "replay"}, exemplars=True, changes=CROPS),
+    "replay, crops, view batch": Row(
+        {"name": "replay"}, exemplars=True, changes={**CROPS, "training.local.view_batch": 4}
+    ),
     "der": _keeping("der", "alpha", 0.1),
     "refed": _keeping("refed"),
     "fedcbdr": _keeping("fedcbdr"),
@@ -248,10 +257,11 @@ class Study:
     def plan(self) -> Iterator[Cell]:
         """Yields what could be run now, the most important first, what is finished too."""
         for stream in self.streams:
-            for row in self.rows:
+            rows = [row for row in self.rows if possible(stream, row)]
+            for row in rows:
                 yield from self.search(stream, row).tried
             for seed in self.seeds:
-                cells = (self.final(stream, row, seed) for row in self.rows)
+                cells = (self.final(stream, row, seed) for row in rows)
                 yield from (cell for cell in cells if cell is not None)
 
     def found(self, stream: str, row: str) -> list[dict[str, Any]]:
@@ -259,6 +269,12 @@ class Study:
         cells = (self.final(stream, row, seed) for seed in self.seeds)
         summaries = (self.queue.summary(cell) for cell in cells if cell is not None)
         return [summary for summary in summaries if summary is not None]
+
+
+def possible(stream: str, row: str) -> bool:
+    """Returns whether a row makes sense on a stream: a mirrored digit is no digit."""
+    known = ROWS[row].method["name"] in available("methods")
+    return known and not ("crops" in row and SETTINGS[stream].cut)
 
 
 def main(words: list[str]) -> None:

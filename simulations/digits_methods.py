@@ -33,11 +33,13 @@ class Row:
         method: The table [method].
         option: The hyper-parameter that was chosen; empty for none.
         tried: Values that were tried.
+        changes: Overrides beside the method's table.
     """
 
     method: Mapping[str, Any]
     option: str = ""
     tried: Sequence[float] = field(default=())
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 ROWS: Mapping[str, Row] = {
@@ -64,6 +66,9 @@ ROWS: Mapping[str, Row] = {
     ),
     "replay": Row({"name": "replay"}),
     "joint": Row({"name": "joint"}),
+    "fedavg, cosine": Row({"name": "fedavg"}, changes={"training.schedule.name": "cosine"}),
+    "fedavg, infinite": Row({"name": "fedavg"}, changes={"training.schedule.name": "infinite"}),
+    "replay, infinite": Row({"name": "replay"}, changes={"training.schedule.name": "infinite"}),
 }
 
 
@@ -96,7 +101,10 @@ def cells(name: str, method: Mapping[str, Any], seeds: Sequence[int], changes: A
 
 def table(out: Path, seeds: Sequence[int], changes: Mapping[str, Any]) -> None:
     """Runs every row with its chosen options on the test data."""
-    runs = {name: cells(name, row.method, seeds, changes) for name, row in ROWS.items()}
+    runs = {
+        name: cells(name, row.method, seeds, {**changes, **row.changes})
+        for name, row in ROWS.items()
+    }
     work([cell for own in runs.values() for cell in own], out)
     lines = []
     for name, row in ROWS.items():
