@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 from mnist_cut import cut_mnist
 from runner import Cell, arguments, show, spread
 
+from fedcl.config import available
 from fedcl.core.method import Method
 from fedcl.plugins import find
 from fedcl.reporting.style import CYCLE, MARKERS, WIDTH, page, png

@@ -16,6 +16,8 @@ from fedcl.core.client import Client
 from fedcl.core.local import masked_logits
 from fedcl.core.model import Net
 from fedcl.core.params import Params
+from fedcl.core.seeds import torch_generator
+from fedcl.core.selection import by_key, by_stage
 from fedcl.core.task import ClientTask, Examples, join
 
 
@@ -55,6 +57,21 @@ def present_rows(client: Client) -> Examples:
     return Examples(client.data.x, client.data.y, extra)
 
 
+def earlier_rows(client: Client, remembered: Examples | None) -> Examples | None:
+    """Returns what a client remembers of other stages than the present one; None for nothing.
+
+    What it remembers of the present stage is part of its share, and no example counts twice.
+
+    Args:
+        client: The client.
+        remembered: Rows with the column `stage`, or None.
+    """
+    if remembered is None:
+        return None
+    old = torch.nonzero(remembered.extra["stage"] != client.task.index).flatten()
+    return remembered.take(old)
+
+
 def with_present(client: Client, remembered: Examples | None, separate: bool) -> Examples:
     """Returns the client's own examples followed by those it remembers from earlier stages.
 
@@ -64,10 +81,9 @@ def with_present(client: Client, remembered: Examples | None, separate: bool) ->
         separate: Whether each task keeps its own logits (task-incremental); else all rows are
             compared over the logits of the present stage.
     """
-    own = present_rows(client)
-    if remembered is None:
+    own, old = present_rows(client), earlier_rows(client, remembered)
+    if old is None:
         return own
-    old = remembered.take(torch.nonzero(remembered.extra["stage"] != client.task.index).flatten())
     if not separate:
         old = Examples(
             old.x, old.y, {**old.extra, "head": client.task.head.expand(len(old), -1).clone()}
@@ -83,16 +99,44 @@ def share_budget(rows: Examples, budget: int, order: Tensor) -> Examples:
         budget: Bytes of all columns together.
         order: (n,) a permutation: rows early in it are kept first.
     """
-    if len(rows) == 0:
-        return rows
-    room = budget // max(1, rows.nbytes // len(rows))
-    stages = rows.extra["stage"][order]
-    chosen: list[Tensor] = []
-    present = torch.unique(stages).tolist()
-    # Small stages first, so that what they leave over goes to the larger ones.
-    groups = sorted((order[stages == stage] for stage in present), key=len)
-    for left, group in zip(range(len(groups), 0, -1), groups, strict=True):
-        quota = min(len(group), room // left)
-        chosen.append(group[:quota])
-        room -= quota
-    return rows.take(torch.cat(chosen).sort().values)
+    return rows.take(by_stage(rows, budget, order)) if len(rows) else rows
+
+
+@dataclass(frozen=True)
+class Reservoir:
+    """A uniform sample of all examples that a client has met.
+
+    Attributes:
+        rows: The sample, with the columns of `present_rows` and `key` (n,), what it was drawn by.
+        stage: The last of the client's stages that it was drawn from. A client meets the same
+            examples in each round of a stage, and each of them has one chance.
+    """
+
+    rows: Examples
+    stage: int
+
+
+def draw(
+    client: Client, reservoir: Reservoir | None, fresh: Examples, budget: int
+) -> Reservoir | None:
+    """Returns the reservoir of a client after a visit to a stage; None without room.
+
+    It is the same object where it has been drawn from the stage already.
+
+    Args:
+        client: The client; its seed gives the keys.
+        reservoir: What it has drawn by now, or None.
+        fresh: The examples of the present stage, with the columns of `present_rows` and all others
+            that the reservoir has, but `key`.
+        budget: Bytes of all columns of the rows together; the stage's number stands besides.
+    """
+    if reservoir is not None and reservoir.stage == int(client.task.index):
+        return reservoir
+    keys = torch.rand(
+        len(fresh), generator=torch_generator(client.seed, "reservoir"), dtype=torch.float64
+    )
+    rows = Examples(fresh.x, fresh.y, {**fresh.extra, "key": keys.to(fresh.y.device)})
+    if reservoir is not None:
+        rows = join([reservoir.rows, rows])
+    rows = rows.take(by_key(rows, budget))
+    return Reservoir(rows, int(client.task.index)) if len(rows) else None
