@@ -23,6 +23,8 @@ from fedcl.core import (
     analytic,
     client,
     distillation,
+    globalsample,
+    informative,
     kronecker,
     local,
     memory,
@@ -31,6 +33,7 @@ from fedcl.core import (
     prototypes,
     statistic,
     task,
+    tempered,
 )
 
 
@@ -56,6 +59,8 @@ def vocabulary(method: Any = None, *modules: ModuleType) -> Vocabulary:
         client,
         analytic,
         distillation,
+        globalsample,
+        informative,
         local,
         memory,
         moments,
@@ -63,6 +68,7 @@ def vocabulary(method: Any = None, *modules: ModuleType) -> Vocabulary:
         optimizer,
         prototypes,
         statistic,
+        tempered,
         *modules,
     ]
     if method is not None:
