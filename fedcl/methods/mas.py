@@ -1,0 +1,141 @@
+"""MAS: each parameter is pulled to its last value as hard as the outputs depend on it.
+
+Aljundi, Babiloni, Elhoseiny, Rohrbach and Tuytelaars, Memory aware synapses: learning what (not) to
+forget, ECCV 2018 (the global form). A parameter's importance is the mean over examples of
+|d ||f(x)||^2 / d theta_i|, with f(x) the logits: no label is looked at. Federated: at a stage's end
+all members send sums over their examples, at the global model; the server divides by the number of
+all examples and adds the stages up. From stage 1 on each client minimises, with theta* the global
+model at the last stage's end,
+
+    its loss + strength / 2 * sum_i importance_i (theta_i - theta*_i)^2 .
+
+The paper's lambda is strength / 2. f(x) is here what training compares: logits of classes that the
+scenario leaves out count as 0. The gradients are those of single examples, as in the paper's
+formula; code that takes the size of a batch's gradient measures something smaller.
+
+A step of size lr moves a parameter by -lr strength importance_i (theta_i - theta*_i): beyond 1 / lr
+it overshoots, beyond 2 / lr it diverges. `cap` is ours: no factor strength * importance_i is
+larger. A method does not know lr: choose cap below 1 / lr.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from fedcl.core.client import Model
+from fedcl.core.federation import Federation
+from fedcl.core.importance import (
+    ROWS,
+    OutputSensitivity,
+    Question,
+    WeightedPull,
+    grown_importance,
+    guarded_parameters,
+    importance_needs,
+    weighted,
+)
+from fedcl.core.layers import Head
+from fedcl.core.local import CrossEntropy
+from fedcl.core.method import Method, Needs, Sizes
+from fedcl.core.optimizer import Moments, check_server, server_needs, server_step
+from fedcl.core.params import Params, add
+from fedcl.core.statistic import Statistic
+
+__all__ = ["MAS"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Server state: model, the last stage's one, importances, the server optimizer's moments."""
+
+    params: Params
+    anchor: Params = field(default_factory=dict)
+    importance: Params = field(default_factory=dict)
+    moments: Moments = field(default_factory=Moments)
+
+
+@dataclass(frozen=True)
+class MAS(Method[State]):
+    """Clients train with a penalty that the outputs' sensitivity on old tasks weighs.
+
+    Attributes:
+        strength: The factor of the penalty.
+        cap: What no parameter's factor, strength included, exceeds; below 1 / lr (see above). A
+            huge one is none.
+        head: Whether the last layer is pulled too: `auto` means in the domain-incremental scenario.
+            It may be elsewhere: rows of classes that training does not compare have no gradient,
+            hence no importance.
+        masked: Compare only the classes of the present task, and take only their logits.
+        server: Server optimizer: `mean`, `momentum` or `adam`.
+        server_lr: Its learning rate.
+        server_momentum: Its momentum.
+    """
+
+    strength: float = 1.0
+    cap: float = 2.0
+    head: Head = "protect"
+    masked: bool = False
+    server: Literal["mean", "momentum", "adam"] = "mean"
+    server_lr: float = 1.0
+    server_momentum: float = 0.9
+
+    family: ClassVar[str] = "regularisation"
+    needs_borders: ClassVar[bool] = True
+    travels: ClassVar[str] = (
+        "each stage: importances up; each round from stage 1 on: the last stage's model and "
+        "importances down"
+    )
+    paper: ClassVar[str] = "Aljundi et al., ECCV 2018"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength < float("inf"):
+            raise ValueError(f"strength must be at least 0 and finite, not {self.strength}")
+        if not self.cap > 0:
+            raise ValueError(f"cap must be above 0, not {self.cap}")
+        check_server(self.server, self.server_lr, self.server_momentum)
+
+    def needs(self, sizes: Sizes) -> Needs:
+        """Returns what importances, their measurement and the server's optimizer take."""
+        moments, step = server_needs(self.server, sizes.params // sizes.item)
+        if not self.strength:
+            return Needs(state=moments, server=step)
+        more = importance_needs(sizes.params, sizes.item, sizes.layers, sizes.rows)
+        return Needs(
+            state=moments + more["state"],
+            server=max(step, more["server"]),
+            client=more["client"],
+            reply=more["reply"],
+            training="penalty",
+        )
+
+    def init(self, params: Params) -> State:
+        """Starts without an anchor."""
+        return State(params)
+
+    def round(self, state: State, fed: Federation) -> State:
+        """Adds the mean change of the cohort, which is pulled if there is an anchor."""
+        loss = CrossEntropy(self.masked)
+        if state.anchor:
+            message = weighted(
+                state.params, state.anchor, state.importance, self.strength, self.cap
+            )
+            change = fed.aggregate(fed.local(loss, penalty=WeightedPull()), message).mean
+        else:
+            change = fed.aggregate(fed.local(loss), Model(state.params)).mean
+        step, moments = server_step(
+            change, state.moments, self.server, self.server_lr, self.server_momentum
+        )
+        return replace(state, params=add(state.params, step), moments=moments)
+
+    def end_task(self, state: State, fed: Federation) -> State:
+        """Adds this stage's sensitivities, and takes the present model as the anchor."""
+        names = guarded_parameters(fed.model, self.head, fed.task.scenario)
+        if not self.strength or not names:
+            return state
+        measure = OutputSensitivity(self.masked)
+        statistic = Statistic(measure, "sensitivity", exact=("count",), rows=ROWS)
+        sums = fed.aggregate(statistic, Question(state.params, names), clients=fed.members).sum
+        importance = grown_importance(state.importance, sums, "sensitivity")
+        anchor = {name: state.params[name] for name in names}
+        return replace(state, anchor=anchor, importance=importance)
