@@ -26,8 +26,12 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 
 def of(name: str, changes: Mapping[str, Any] | None = None, **tables: Any) -> Experiment:
-    """Returns the tiny experiment with a method by its name alone, and public data if it asks."""
-    public = {"stream.public": 0.1} if cls(name).needs_public else {}
+    """Returns the tiny experiment with a method by its name alone, and public data if it asks.
+
+    Who asks for single replies may do so with public data alone, which are there then too.
+    """
+    asks = cls(name).needs_public or cls(name).exposure == "replies"
+    public = {"stream.public": 0.1} if asks else {}
     return tiny({**(changes or {}), **public}, method={"name": name}, **tables)
 
 

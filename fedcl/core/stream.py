@@ -16,6 +16,7 @@ from fedcl.core.dataset import Dataset, IntArray
 from fedcl.core.fetch import Rows, fetch, join_rows
 from fedcl.core.scenario import Order, Partition, Shares, Task
 from fedcl.core.task import ClientTask, Examples, ScenarioKind, TaskInfo, class_mask
+from fedcl.core.tree import settle
 
 T = TypeVar("T")
 
@@ -162,7 +163,11 @@ class Stream:
     def _join_public(self, stage: int) -> Examples | None:
         met = sorted({t for s in range(stage + 1) for t in self.present(s)})
         parts = [(t, self.tasks[t].public) for t in met if len(self.tasks[t].public)]
-        return join_rows(self.dataset.train, self.tasks, parts).take() if parts else None
+        if not parts:
+            return None
+        # Laid out anew: who computes with them, and in which process, must not change a bit.
+        found = join_rows(self.dataset.train, self.tasks, parts).take()
+        return settle(found, torch.device("cpu"))
 
     def client_task(self, client: int, stage: int) -> ClientTask:
         """Returns the masks of a client's own stage; raises ValueError when it has no data then.

@@ -43,7 +43,6 @@ from fedcl.core.params import Params, add
 from fedcl.core.seeds import torch_generator
 from fedcl.core.sgd import Settings
 from fedcl.core.task import Examples
-from fedcl.core.tree import settle
 
 __all__ = ["CFeD"]
 
@@ -72,7 +71,7 @@ class CFeD(Method[State]):
     """
 
     learners: float = 0.6
-    strength: float = 1.0
+    strength: float = 0.1
     temperature: float = 2.0
     steps: int = 20
     lr: float = 0.05
@@ -120,9 +119,8 @@ class CFeD(Method[State]):
             taught = Taught(state.params, known, state.teacher if fed.round else {})
             replies += fed.collect(review, taught, clients=ids[count:])
         params = add(state.params, fold(replies, equal=False).mean)
-        rows = settle(half(fed.task.public, 1), fed.device)
+        rows = half(fed.task.public, 1)
         if self.steps and len(rows):
-            rows = replace(rows, x=rows.x.to(next(iter(params.values())).dtype))
             logits = (answers(fed.net(add(state.params, r.tensors)), rows.x) for r in replies)
             settings = Settings(self.steps, self.batch, self.lr, steps=self.steps)
             start, seed = Taught(params, heads), fed.seed("distil")
@@ -134,6 +132,8 @@ class CFeD(Method[State]):
         return replace(
             state, teacher=state.params, heads=known_heads(state.heads, fed.task, state.params)
         )
+
+    # Client half.
 
     def review(self, client: Client, message: Taught) -> Examples:
         """Trains on the reviewers' public rows, with the teacher's answers to them."""
