@@ -76,7 +76,8 @@ class Lingo(Method[State]):
     """Clients train all but the head, towards frozen vectors of their classes.
 
     Attributes:
-        vectors: `orthogonal`, or a .npz or .safetensors file with one (classes, k) array.
+        vectors: `orthogonal`, or a .npz or .safetensors file with one (classes, k) array, which
+            everybody who takes part needs.
         vectors_seed: Seed of the orthogonal frame, or of the projection of k to the features.
         scale: Factor of the cosines.
         masked: Compare only the classes of the present task in the loss. Else examples of new

@@ -12,10 +12,10 @@ the largest cosine with its features h. A batch is learnt by
 the teacher being the last stage's model with its own prototypes. We read the abstract and the
 authors' first code. Its relations are a softmax over the prototypes of each old task for each
 example; `classes` has one over all old ones. `samples` is nearer to the abstract's words: one over
-the batch's examples for each prototype. Ours: prototypes are parameters, averaged with the model;
-relations are cosines (there: features of any length); the features are contrasted as they are, one
-view of each example (there: a projection head and two random views), so an example that is alone
-with its class in its batch teaches no contrast.
+the batch's examples for each prototype. Ours: prototypes are averaged with the model; relations are
+cosines (there: features of any length); the features are contrasted without a projection head, and
+in two views only if local training has `view_batch = 2` (the teacher sees the example itself). With
+one, an example that is alone with its class in its batch teaches no contrast.
 """
 
 from __future__ import annotations
