@@ -7,7 +7,6 @@ examples, so that many clients train at once as ever.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -118,23 +117,24 @@ def with_teacher(model: nn.Module, message: Taught, data: Examples) -> Examples:
 def soft_mean(logits: Iterable[Tensor], heads: Tensor, temperature: float) -> Tensor:
     """Returns the logits of a teacher that is the mean of several ones' soft answers.
 
-    Over each head, the softmax at the temperature of what is returned is the mean of theirs. It is
-    taken in logarithms, so that no probability becomes 0.
+    Over each head, the softmax at the temperature of what is returned is the mean of theirs. They
+    are added up in logarithms, so that no probability becomes 0; a sum will do, since the softmax
+    knows no constant.
 
     Args:
         logits: (n, classes) of each teacher, at least one.
         heads: (heads, classes) bool, disjoint.
         temperature: T.
     """
-    total, count = torch.zeros(0), 0
+    total: Tensor | None = None
     for own in logits:
         logs = torch.zeros_like(own)
         for head in heads:
             soft = F.log_softmax(masked_logits(own, head) / temperature, dim=-1)
             logs = torch.where(head, soft, logs)
-        total = torch.logaddexp(total, logs) if count else logs
-        count += 1
-    return temperature * (total - math.log(count))
+        total = logs if total is None else torch.logaddexp(total, logs)
+    assert total is not None, "there is at least one teacher"
+    return temperature * total
 
 
 def distilled(
