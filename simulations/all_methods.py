@@ -324,7 +324,7 @@ def table(study: Study, stream: str) -> None:
             if row.exemplars == exemplars and found:
                 lines.append(_line(study, stream, name, found))
     headings = ["method", "option", "keeps examples", "server sees", "average accuracy %"]
-    headings += ["forgetting pp", "MB up", "MB down", "million passes", "seconds"]
+    headings += ["forgetting pp", "MB up", "MB down", "thousand passes", "seconds"]
     show(SETTINGS[stream].title, headings, lines, study.out, f"{stream}.md")
 
 
@@ -337,8 +337,12 @@ def _line(study: Study, stream: str, name: str, found: Sequence[Mapping[str, Any
     seen = {"mean": "sums", "replies": "replies"}[cls.exposure]
     keeps = "all" if cls.family == "reference" else "yes" if row.exemplars else "no"
     costs = [
-        f"{statistics.mean(s[key] for s in found) / 1e6:.1f}"
-        for key in ("bytes_up", "bytes_down", "examples")
+        f"{statistics.mean(s[key] for s in found) / unit:.{digits}f}"
+        for key, unit, digits in (
+            ("bytes_up", 1e6, 1),
+            ("bytes_down", 1e6, 1),
+            ("examples", 1e3, 0),
+        )
     ]
     accuracy, forgetting = (
         spread(s[key] for s in found) for key in ("average_accuracy", "forgetting")
