@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -123,6 +123,8 @@ class Federation:
     ) -> list[Reply]:
         """Asks clients and returns each one's reply, in the order of their ids.
 
+        Weights are those of the aggregation: all are 1 under `aggregation.weights = "equal"`.
+
         Raises:
             ExposureError: The channel hides single replies.
             ClientError: A client's program failed.
@@ -134,7 +136,9 @@ class Federation:
             )
         position, results, start = self._exchange(program, message, clients, reveal=True)
         self._book(program, message, clients, position, results, start, None)
-        return [settle(reply, self.device) for result in results for reply in result.replies or ()]
+        found = [settle(reply, self.device) for result in results for reply in result.replies or ()]
+        equal = self._door.aggregation.weights == "equal"
+        return [replace(reply, weight=1.0) for reply in found] if equal else found
 
     def _exchange(
         self,

@@ -164,7 +164,7 @@ def federation(
     engine.open(site, {})
     made = Door(
         engine,
-        Mean(),
+        Mean("equal" if equal else "examples"),
         channel,
         [step.init() for step in channel],
         Memories(),
@@ -202,6 +202,9 @@ def test_collect_gives_each_reply_in_the_order_of_ids() -> None:
     replies = fed.collect(PROBE.sizes, Ask(), clients=(4, 0, 2))
     assert [reply.tensors["n/count"].item() for reply in replies] == [3.0, 4.0, 5.0]
     assert [reply.weight for reply in replies] == [3.0, 4.0, 5.0]
+    fed, _ = federation(fold=2, equal=True)
+    replies = fed.collect(PROBE.sizes, Ask(), clients=(4, 0, 2))
+    assert [reply.weight for reply in replies] == [1.0, 1.0, 1.0]
 
 
 def test_a_memory_stays_with_its_client() -> None:
