@@ -15,7 +15,7 @@ from torch.func import grad_and_value, vmap
 
 from fedcl.core.client import Client, Reply
 from fedcl.core.local import Loss
-from fedcl.core.memory import Rehearsal, RowwiseCrossEntropy, with_present
+from fedcl.core.memory import Rehearsal, RowwiseCrossEntropy, share_budget, with_present
 from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.core.seeds import torch_generator
@@ -134,11 +134,13 @@ class CacheImportant:
     Attributes:
         informative: How importance is measured.
         budget: Bytes of examples that stay.
+        by_stage: Whether equally many of each stage stay, the most important ones of each.
         name: Name of the program in records and errors.
     """
 
     informative: Informative
     budget: int
+    by_stage: bool = False
     name: str = "importance"
 
     def __call__(self, client: Client, message: Rehearsal) -> Reply:
@@ -147,9 +149,12 @@ class CacheImportant:
         net = Net(client.model, message.params)
         measure = self.informative
         scores, _ = measure(net, rows, client.task, RowwiseCrossEntropy(), client.seed)
-        room = self.budget // max(1, rows.nbytes // max(1, len(rows)))
-        # Of equal ones the first; sorted by place, so that ties and rounding reorder nothing.
-        kept: Any = rows.take(scores.argsort(descending=True, stable=True)[:room].sort().values)
+        order = scores.argsort(descending=True, stable=True)  # of equal ones the first
+        if self.by_stage:
+            kept: Any = share_budget(rows, self.budget, order)
+        else:
+            room = self.budget // max(1, rows.nbytes // max(1, len(rows)))
+            kept = rows.take(order[:room].sort().values)
         batches = -(-len(rows) // measure.batch_size)
         return Reply(
             {},

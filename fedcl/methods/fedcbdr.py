@@ -66,8 +66,8 @@ class FedCBDR(Method[State]):
         temperature_new: Divides logits of the present task's classes.
         weight_old: Weight of replayed examples.
         weight_new: Weight of present examples.
-        means: `joint` takes one mean over all examples, `separate` adds the mean over replayed ones
-            and that over present ones, as the paper's formula has it, client by client.
+        means: `separate` adds the mean over replayed examples and that over present ones, as the
+            paper's formula has it, client by client; `joint` takes one mean over all.
         secret: Seed of the rotation that the clients share.
     """
 
@@ -76,7 +76,7 @@ class FedCBDR(Method[State]):
     temperature_new: float = 1.1
     weight_old: float = 1.1
     weight_new: float = 0.9
-    means: Literal["joint", "separate"] = "joint"
+    means: Literal["joint", "separate"] = "separate"
     secret: int = 0
 
     family: ClassVar[str] = "replay"

@@ -47,6 +47,8 @@ class ReFed(Method[State]):
         passes: Passes of the informative model over the client's examples.
         batch_size: Examples of one of its steps.
         lr: Its step size, at most 1 / q.
+        by_stage: Keep equally many examples of each stage, the most important ones of each (ours),
+            instead of the most important ones of all (the paper's).
     """
 
     budget: int = 200_000
@@ -54,6 +56,7 @@ class ReFed(Method[State]):
     passes: int = 2
     batch_size: int = 32
     lr: float = 0.01
+    by_stage: bool = False
 
     family: ClassVar[str] = "replay"
     needs_borders: ClassVar[bool] = True
@@ -95,7 +98,7 @@ class ReFed(Method[State]):
     def end_task(self, state: State, fed: Federation) -> State:
         """Lets every member choose what it keeps; nothing but the model travels."""
         if self.budget:
-            program = CacheImportant(self._informative(), self.budget)
+            program = CacheImportant(self._informative(), self.budget, self.by_stage)
             fed.aggregate(program, _message(state, fed), clients=fed.members)
         return state
 

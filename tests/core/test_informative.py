@@ -137,6 +137,27 @@ def test_the_most_important_rows_stay_and_ties_go_to_the_first() -> None:
     assert none.state is None
 
 
+def test_by_stage_the_most_important_rows_of_each_stay() -> None:
+    """Four of the old rows matter more than all new ones; by stage two of each stay."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False)).double()
+    params = {"1.weight": torch.zeros(4, 4, dtype=torch.float64)}
+
+    def sized(values: list[float]) -> Examples:
+        x = torch.tensor(values).double()[:, None, None, None].expand(-1, 1, 2, 2).contiguous()
+        return Examples(x, torch.zeros(len(values)).long())
+
+    old, every = sized([9.0, 6.0, 8.0, 7.0]), torch.ones(4, 4, dtype=torch.bool)
+    remembered = Examples(old.x, old.y, {"stage": torch.zeros(4).long(), "head": every})
+    one = torch.tensor(1)
+    now = ClientTask(one, one, every[0], every[0], every[0])
+    client = Client(0, model, sized([1.0, 3.0, 2.0]), now, remembered, seed=3)
+    budget, measure = 4 * (4 * 8 + 8 + 8 + 4), pulled(1.0, 1e-9, passes=1)
+    message = Rehearsal(params, separate=False)
+    for by_stage, kept in ((False, {9.0, 6.0, 8.0, 7.0}), (True, {9.0, 8.0, 3.0, 2.0})):
+        reply = CacheImportant(measure, budget, by_stage)(client, message)
+        assert set(reply.state.x[:, 0, 0, 0].tolist()) == kept
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
