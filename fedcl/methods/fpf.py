@@ -68,7 +68,7 @@ class FPF(Method[State]):
     k: int = 2
     modules: float = 0.3
     layers: tuple[str, ...] = ("auto",)
-    passes: int = 10
+    passes: int = 3
 
     family: ClassVar[str] = "replay"
     needs_borders: ClassVar[bool] = True
