@@ -90,6 +90,7 @@ ROWS: Mapping[str, Row] = {
     "mas": _row("mas", "strength", 0.01),
     "lwf": _row("lwf", "strength", 1.0),
     "cfed": _row("cfed"),
+    "cfed, masked": _row("cfed", "strength", 0.03, masked=True),
     "prd": _row("prd", "distillation", 1.0),
     "lingo": Row({"name": "lingo"}, "scale", SCALES, 4.0),
     "osft": _row("osft", "energy", 0.4),
@@ -108,7 +109,8 @@ ROWS: Mapping[str, Row] = {
     "replay, crops, view batch": Row(
         {"name": "replay"}, exemplars=True, changes={**CROPS, "training.local.view_batch": 4}
     ),
-    "der": _keeping("der", "alpha", 0.1),
+    "replay, weighted": _keeping("der", "beta", 1.0, alpha=0.0),
+    "der": _keeping("der", "beta", 1.0, alpha=1.0),
     "refed": _keeping("refed"),
     "fedcbdr": _keeping("fedcbdr"),
     "fpf": _keeping("fpf"),
