@@ -126,6 +126,8 @@ class Setting:
         title: For tables.
         config: File in configs/.
         budget: Bytes of examples that a client may keep.
+        samples: Examples of a stage that all clients together may keep where a method counts so:
+            after the last stage they take as many bytes as all budgets.
         changes: Overrides of the config.
         cut: Whether its data are the study's cut of MNIST.
     """
@@ -133,6 +135,7 @@ class Setting:
     title: str
     config: str
     budget: int
+    samples: int
     changes: Mapping[str, Any] = field(default_factory=dict)
     cut: bool = False
 
@@ -142,6 +145,7 @@ SETTINGS: Mapping[str, Setting] = {
         "Split MNIST, class-incremental: 5 tasks, 12,000 examples of 10 clients, Dirichlet 0.5",
         "kron_split_mnist.toml",
         200_000,
+        127,
         cut=True,
     ),
     "cifar100-small": Setting(
@@ -149,12 +153,14 @@ SETTINGS: Mapping[str, Setting] = {
         "Dirichlet 0.5, cnn",
         "kron_cifar100_small.toml",
         600_000,
+        24,
         {"stream.name": "class_incremental", "stream.tasks": 10, "stream.clients": 5},
     ),
     "pacs": Setting(
         "PACS, domain-incremental: 4 domains, 10 clients, Dirichlet 0.5, cnn",
         "pacs_domains.toml",
         600_000,
+        122,
     ),
 }
 PARTITION = {"name": "dirichlet", "alpha": 0.5}
@@ -216,7 +222,9 @@ class Study:
         method = dict(own.method)
         if value is not None:
             method[own.option] = value
-        if own.exemplars:
+        if method["name"] == "fedcbdr":
+            method["samples"] = setting.samples
+        elif own.exemplars:
             method["budget"] = setting.budget
         changes = {
             **setting.changes,
