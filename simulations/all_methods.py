@@ -308,7 +308,9 @@ def main(words: list[str]) -> None:
 
 def _first_of_each_method() -> list[str]:
     """Returns one row for each method."""
-    return list({str(row.method["name"]): name for name, row in reversed(ROWS.items())}.values())
+    return list(
+        {str(row.method["name"]): name for name, row in reversed(list(ROWS.items()))}.values()
+    )
 
 
 def run(study: Study, only_table: bool) -> None:
