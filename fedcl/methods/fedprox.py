@@ -50,7 +50,7 @@ class FedProx(Method[State]):
         server_momentum: Its momentum.
     """
 
-    mu: float = 0.1
+    mu: float = 0.01
     masked: bool = False
     server: Literal["mean", "momentum", "adam"] = "mean"
     server_lr: float = 1.0

@@ -72,7 +72,7 @@ class MAS(Method[State]):
         server_momentum: Its momentum.
     """
 
-    strength: float = 1.0
+    strength: float = 0.1
     cap: float = 2.0
     head: Head = "protect"
     masked: bool = False
