@@ -41,7 +41,9 @@ class TemperedCrossEntropy:
         return F.cross_entropy(logits, batch.y, reduction="none") * batch.extra["weight"]
 
 
-def weighed(rows: Examples, task: ClientTask, old: float, new: float, separate: bool) -> Examples:
+def weighed(
+    rows: Examples, task: ClientTask, old: float, new: float, separate: bool, most: float = 1e9
+) -> Examples:
     """Returns rows with the column `weight` (n,): all 1 in a client's first stage.
 
     Args:
@@ -51,9 +53,12 @@ def weighed(rows: Examples, task: ClientTask, old: float, new: float, separate: 
         new: Weight of new ones.
         separate: Whether the mean over all rows shall be the sum of two means, over the old ones
             and over the new ones: weights are divided by the share of rows of their kind.
+        most: Bound of that division: the one remembered row of a client with a thousand new ones
+            would weigh a thousand, and one step on it would throw the model away.
     """
     weight = torch.ones(len(rows), dtype=rows.x.dtype, device=rows.x.device)
     fresh = rows.extra["stage"] == task.index
     for kind, own in ((~fresh, old), (fresh, new)) if int(task.index) else ():
-        weight[kind] = own * len(rows) / max(1, int(kind.sum())) if separate else own
+        share = min(most, len(rows) / max(1, int(kind.sum()))) if separate else 1.0
+        weight[kind] = own * share
     return replace(rows, extra={**rows.extra, "weight": weight})

@@ -68,6 +68,7 @@ class FedCBDR(Method[State]):
         weight_new: Weight of present examples.
         means: `separate` adds the mean over replayed examples and that over present ones, as the
             paper's formula has it, client by client; `joint` takes one mean over all.
+        most: Bound on how much more than in one mean an example may weigh in two (ours).
         secret: Seed of the rotation that the clients share.
     """
 
@@ -77,6 +78,7 @@ class FedCBDR(Method[State]):
     weight_old: float = 1.1
     weight_new: float = 0.9
     means: Literal["joint", "separate"] = "separate"
+    most: float = 10.0
     secret: int = 0
 
     family: ClassVar[str] = "replay"
@@ -89,7 +91,7 @@ class FedCBDR(Method[State]):
     def __post_init__(self) -> None:
         if self.samples < 0:
             raise ValueError(f"samples must be at least 0, not {self.samples}")
-        for name in ("temperature_old", "temperature_new", "weight_old", "weight_new"):
+        for name in ("temperature_old", "temperature_new", "weight_old", "weight_new", "most"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
 
@@ -144,5 +146,5 @@ class FedCBDR(Method[State]):
         """Trains on its own examples and those drawn from earlier stages, with weights."""
         kept = client.state.rows if client.state is not None else None
         rows = with_present(client, kept, message.separate)
-        separate = self.means == "separate"
-        return weighed(rows, client.task, self.weight_old, self.weight_new, separate)
+        weights = self.weight_old, self.weight_new
+        return weighed(rows, client.task, *weights, self.means == "separate", self.most)

@@ -56,6 +56,14 @@ def test_separate_means_add_up_as_the_papers_formula() -> None:
     assert float(found.detach()) == pytest.approx(float(slow.detach()), rel=1e-12)
 
 
+def test_a_single_remembered_row_weighs_no_more_than_the_bound() -> None:
+    """One old row among nine: 9 times as much, or 4 times; new rows 9 / 8 times in both."""
+    data, own = rows([0] + [1] * 8, HEAD), task(1, NEW, HEAD)
+    for most, old in ((1e9, 9.0), (4.0, 4.0)):
+        found = weighed(data, own, 1.3, 0.7, separate=True, most=most).extra["weight"]
+        assert found.tolist() == pytest.approx([1.3 * old] + [0.7 * 9 / 8] * 8, rel=1e-12)
+
+
 def test_a_first_stage_is_plain() -> None:
     net, own = Net(nn.Linear(4, 4).double()), task(0, NEW, HEAD)
     data = weighed(rows([0, 0, 0], HEAD), own, 1.3, 0.7, separate=True)
