@@ -45,6 +45,8 @@ class Row:
 ROWS: Mapping[str, Row] = {
     "fedavg": Row({"name": "fedavg"}),
     "l2": Row({"name": "l2", "strength": 0.03}, "strength", (0.01, 0.03, 0.1, 0.3, 1.0)),
+    "ewc": Row({"name": "ewc", "strength": 100.0}, "strength", (10.0, 30.0, 100.0, 300.0)),
+    "mas": Row({"name": "mas", "strength": 0.1}, "strength", (0.03, 0.1, 0.3, 1.0)),
     "osft": Row(
         {"name": "osft", "energy": 0.55, "biases": True},
         "energy",
