@@ -98,6 +98,7 @@ ROWS: Mapping[str, Row] = {
     "fot, head": _row("fot", "energy", 0.8, head="protect"),
     "cuber": _row("cuber", "energy", 0.8),
     "gpm": _row("gpm", "energy", 0.8, energy_step=0.0),
+    "gpm, head": _row("gpm", "energy", 0.8, energy_step=0.0, head="protect"),
     "kron": _row("kron", "mu", 0.1),
     "analytic": _row("analytic", "gamma", 0.1),
     "analytic, projected": _row("analytic", "gamma", 0.1, projection=1000),
@@ -359,6 +360,8 @@ def _line(study: Study, stream: str, name: str, found: Sequence[Mapping[str, Any
     accuracy, forgetting = (
         spread(s[key] for s in found) for key in ("average_accuracy", "forgetting")
     )
+    if len(found) < len(study.seeds):
+        accuracy += f" ({len(found)} of {len(study.seeds)} seeds)"
     seconds = f"{statistics.mean(s['seconds'] for s in found):.0f}"
     return [name, option, keeps, seen, accuracy, forgetting, *costs, seconds]
 
