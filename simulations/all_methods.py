@@ -27,14 +27,30 @@ from pathlib import Path
 from typing import Any
 
 from ladder import TUNING_SEED, Queue, Search, climb
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 from mnist_cut import cut_mnist
 from runner import Cell, arguments, show, spread
 
 from fedcl.config import available
 from fedcl.core.method import Method
 from fedcl.plugins import find
-from fedcl.reporting.style import CYCLE, MARKERS, WIDTH, page, png
+from fedcl.reporting.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALE,
+    PURPLE,
+    RED,
+    SKY,
+    WIDTH,
+    page,
+    png,
+)
 
 MOST = 7  # values of one hyper-parameter
 STRENGTHS = tuple(float(f"{digit}e{power}") for power in range(-6, 6) for digit in (1, 3))
@@ -366,34 +382,90 @@ def _line(study: Study, stream: str, name: str, found: Sequence[Mapping[str, Any
     return [name, option, keeps, seen, accuracy, forgetting, *costs, seconds]
 
 
+FAMILIES: Mapping[str, str] = {
+    "baseline": GREY,
+    "regularisation": ORANGE,
+    "distillation": GREEN,
+    "language": SKY,
+    "orthogonal": BLUE,
+    "analytic": PURPLE,
+    "replay": RED,
+    "reference": BLACK,
+}
+GAP = 0.031  # between names, in heights of a plane
+
+
 @png
 def figure(study: Study) -> Figure:
-    """Returns accuracy against bytes, a plane for each stream, a point for each row."""
-    drawn = page(WIDTH, 4.4 * len(study.streams) + 1.2)
-    planes = drawn.subplots(len(study.streams), 1, squeeze=False)[:, 0]
-    shown: dict[str, Any] = {}
-    for stream, plane in zip(study.streams, planes, strict=True):
-        for number, name in enumerate(study.rows):
+    """Returns accuracy against bytes, a plane for each stream, a named point for each row."""
+    streams = [s for s in study.streams if any(study.found(s, row) for row in study.rows)]
+    drawn = page(WIDTH, 5.2 * max(1, len(streams)) + 0.4)
+    planes = drawn.subplots(max(1, len(streams)), 1, squeeze=False)[:, 0]
+    for stream, plane in zip(streams, planes, strict=False):
+        points: dict[str, tuple[float, float]] = {}
+        for name in study.rows:
             found = study.found(stream, name)
             if not found:
                 continue
-            sent = [(s["bytes_up"] + s["bytes_down"]) / 1e6 for s in found]
+            sent = statistics.mean(s["bytes_up"] + s["bytes_down"] for s in found) / 1e6
             accuracy = [100 * s["average_accuracy"] for s in found]
-            shown[name] = plane.errorbar(
-                statistics.mean(sent),
-                statistics.mean(accuracy),
-                yerr=statistics.stdev(accuracy) if len(found) > 1 else 0.0,
-                linestyle="",
-                color=CYCLE[number % len(CYCLE)],
-                marker=MARKERS[number // len(CYCLE) % len(MARKERS)],
+            spread_ = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
+            points[name] = sent, statistics.mean(accuracy)
+            plane.errorbar(
+                *points[name],
+                yerr=spread_,
+                marker="o",
+                markersize=5,
+                color=FAMILIES[_family(name)],
                 markerfacecolor="white" if ROWS[name].exemplars else None,
             )
         plane.set(xscale="log", xlabel="bytes up and down in the whole run [MB]")
         plane.set_ylabel("average accuracy [%]")
         plane.set_title(SETTINGS[stream].title)
-    note = "open: clients keep examples"
-    drawn.legend(shown.values(), shown, loc="outside lower center", ncols=6, fontsize=8, title=note)
+        plane.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        plane.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        plane.xaxis.set_minor_locator(NullLocator())
+        _name(plane, points)
+    shown = {_family(name) for name in study.rows}
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=color, label=family)
+        for family, color in FAMILIES.items()
+        if family in shown
+    ]
+    handles.append(
+        Line2D([], [], marker="o", linestyle="", color=GREY, mfc="white", label="keeps examples")
+    )
+    drawn.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8)
     return drawn
+
+
+def _name(plane: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Writes the points' names beside a plane, in the order of their accuracy, and joins both."""
+    low, high = plane.get_ylim()
+    ranked = sorted(points, key=lambda name: points[name][1])
+    heights = [(points[name][1] - low) / (high - low) for name in ranked]
+    for number in range(1, len(heights)):
+        heights[number] = max(heights[number], heights[number - 1] + GAP)
+    over = max(0.0, heights[-1] - 1.0) if heights else 0.0
+    top = 1.0 + GAP
+    for number in reversed(range(len(heights))):
+        top = min(heights[number], top - GAP) if over else heights[number]
+        plane.annotate(
+            ranked[number],
+            points[ranked[number]],
+            (1.03, top),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=7.5,
+            color=FAMILIES[_family(ranked[number])],
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": PALE, "relpos": (0, 0.5)},
+        )
+
+
+def _family(name: str) -> str:
+    cls = find("methods", ROWS[name].method["name"])
+    assert issubclass(cls, Method)
+    return cls.family
 
 
 if __name__ == "__main__":
