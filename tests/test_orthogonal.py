@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from kron_rows import PHASES, ROWS, SETTINGS
+from kron_runs import Study, possible
+from kron_tables import difference, paired
 from ladder import TUNING_SEED
 from noise import MomentNoise, frobenius, private_noise, side, trace
-from orthogonal import PHASES, ROWS, SETTINGS, Study, difference, paired, possible
 from runner import CONFIGS, Cell
 from torch import Tensor
 
