@@ -113,7 +113,7 @@ class Setting:
 
 SETTINGS: Mapping[str, Setting] = {
     "split-mnist": Setting(
-        "Split MNIST, class-incremental: 5 tasks, 12,000 examples of 10 clients, Dirichlet 0.5",
+        "Split MNIST, class-incremental: 5 tasks, 11,250 examples of 10 clients, Dirichlet 0.5",
         "kron_split_mnist.toml",
         200_000,
         127,
