@@ -1,4 +1,4 @@
-"""How much single parameters matter to old tasks, and the pull that this weighs.
+"""How much single parameters matter to old tasks.
 
 A parameter's importance is a mean over examples of what the gradient of one number per example
 says: of its square (Fisher information) or its size (sensitivity of the output).
@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fedcl.core.gradients import HELD, gradient_powers
 from fedcl.core.kronecker import sampled_labels
-from fedcl.core.layers import Head, guarded_layers, protected_layers
 from fedcl.core.local import masked_logits
 from fedcl.core.model import Net
 from fedcl.core.params import Params
-from fedcl.core.task import ClientTask, Examples, ScenarioKind
+from fedcl.core.task import ClientTask, Examples
 
 ROWS = 128  # examples that pass through the network together
 
@@ -31,34 +30,6 @@ class Question:
 
     params: Params
     names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """What goes down with the model while it is pulled.
-
-    Attributes:
-        params: The model.
-        anchor: What its parameters are pulled to, by name.
-        importance: How hard, number by number: the strength is in it already.
-    """
-
-    params: Params
-    anchor: Params
-    importance: Params
-
-
-@dataclass(frozen=True)
-class WeightedPull:
-    """Half of the squared distances to the message's anchor, weighed by its importance."""
-
-    def __call__(self, params: Params, message: Weighted) -> Tensor:
-        """Returns a scalar that touches no data."""
-        parts = [
-            (message.importance[name] * (params[name] - old).square()).sum()
-            for name, old in message.anchor.items()
-        ]
-        return 0.5 * torch.stack(parts).sum()
 
 
 @dataclass(frozen=True)
@@ -125,43 +96,6 @@ class OutputSensitivity:
 def _named(kind: str, rows: Examples, sums: Params) -> dict[str, Tensor]:
     count = rows.x.new_tensor(len(rows), dtype=torch.float64)
     return {"count/n": count, **{f"{kind}/{name}": value for name, value in sums.items()}}
-
-
-def guarded_parameters(model: nn.Module, head: Head, scenario: ScenarioKind) -> tuple[str, ...]:
-    """Returns a model's parameters, those of the last layer only as `guarded_layers` has it."""
-    free = protected_layers(model).keys() - set(guarded_layers(model, head, scenario))
-    layers = {name.rpartition(".")[0] for name in free}
-    names = (name for name, _ in model.named_parameters())
-    return tuple(name for name in names if name.rpartition(".")[0] not in layers)
-
-
-def grown_importance(old: Params, sums: Params, kind: str, decay: float = 1.0) -> dict[str, Tensor]:
-    """Returns `decay * old` plus the mean over all examples of what was measured, in float64.
-
-    Args:
-        old: Importance so far; without any it is 0.
-        sums: Sums over clients, with `count/n`.
-        kind: What was measured: the tensors `kind/<parameter>`.
-        decay: How much of the old one stays.
-    """
-    count = sums["count/n"].double()
-    new = {
-        name.removeprefix(f"{kind}/"): value.double() / count
-        for name, value in sums.items()
-        if name.startswith(f"{kind}/")
-    }
-    return {name: decay * old[name] + value if old else value for name, value in new.items()}
-
-
-def weighted(
-    params: Params, anchor: Params, importance: Params, strength: float, cap: float
-) -> Weighted:
-    """Returns the message that pulls parameters, none of them harder than `cap`."""
-    factors = {
-        name: (strength * value).clamp(max=cap).to(anchor[name].dtype)
-        for name, value in importance.items()
-    }
-    return Weighted(params, anchor, factors)
 
 
 def importance_needs(

@@ -22,6 +22,7 @@ from torch import Tensor
 from fedcl.core import (
     analytic,
     client,
+    consolidation,
     distillation,
     globalsample,
     importance,
@@ -59,6 +60,7 @@ def vocabulary(method: Any = None, *modules: ModuleType) -> Vocabulary:
         task,
         client,
         analytic,
+        consolidation,
         distillation,
         globalsample,
         informative,

@@ -21,25 +21,22 @@ ours: no factor strength * importance_i is larger. A method does not know lr: ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from fedcl.core.client import Model
-from fedcl.core.federation import Federation
-from fedcl.core.importance import (
-    ROWS,
-    Question,
-    SquaredGradients,
-    WeightedPull,
-    grown_importance,
+from fedcl.core.consolidation import (
+    Consolidated,
+    check_pull,
+    consolidated,
     guarded_parameters,
-    importance_needs,
-    weighted,
+    pulled_change,
 )
+from fedcl.core.federation import Federation
+from fedcl.core.importance import ROWS, SquaredGradients, importance_needs
 from fedcl.core.layers import Head
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
-from fedcl.core.optimizer import Moments, check_server, server_needs, server_step
+from fedcl.core.optimizer import check_server, server_needs, server_step
 from fedcl.core.params import Params, add
 from fedcl.core.statistic import Statistic
 
@@ -47,17 +44,7 @@ __all__ = ["EWC"]
 
 
 @dataclass(frozen=True)
-class State:
-    """Server state: model, the last stage's one, importances, the server optimizer's moments."""
-
-    params: Params
-    anchor: Params = field(default_factory=dict)
-    importance: Params = field(default_factory=dict)
-    moments: Moments = field(default_factory=Moments)
-
-
-@dataclass(frozen=True)
-class EWC(Method[State]):
+class EWC(Method[Consolidated]):
     """Clients train with a penalty that the Fisher information of old tasks weighs.
 
     Attributes:
@@ -94,10 +81,7 @@ class EWC(Method[State]):
     paper: ClassVar[str] = "Kirkpatrick et al., PNAS 2017"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength < float("inf"):
-            raise ValueError(f"strength must be at least 0 and finite, not {self.strength}")
-        if not self.cap > 0:
-            raise ValueError(f"cap must be above 0, not {self.cap}")
+        check_pull(self.strength, self.cap)
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay must lie in [0, 1], not {self.decay}")
         check_server(self.server, self.server_lr, self.server_momentum)
@@ -116,34 +100,23 @@ class EWC(Method[State]):
             training="penalty",
         )
 
-    def init(self, params: Params) -> State:
+    def init(self, params: Params) -> Consolidated:
         """Starts without an anchor."""
-        return State(params)
+        return Consolidated(params)
 
-    def round(self, state: State, fed: Federation) -> State:
+    def round(self, state: Consolidated, fed: Federation) -> Consolidated:
         """Adds the mean change of the cohort, which is pulled if there is an anchor."""
         loss = CrossEntropy(self.masked)
-        if state.anchor:
-            message = weighted(
-                state.params, state.anchor, state.importance, self.strength, self.cap
-            )
-            change = fed.aggregate(fed.local(loss, penalty=WeightedPull()), message).mean
-        else:
-            change = fed.aggregate(fed.local(loss), Model(state.params)).mean
+        change = pulled_change(state, fed, loss, self.strength, self.cap)
         step, moments = server_step(
             change, state.moments, self.server, self.server_lr, self.server_momentum
         )
         return replace(state, params=add(state.params, step), moments=moments)
 
-    def end_task(self, state: State, fed: Federation) -> State:
+    def end_task(self, state: Consolidated, fed: Federation) -> Consolidated:
         """Adds this stage's Fisher information, and takes the present model as the anchor."""
-        names = guarded_parameters(fed.model, self.head, fed.task.scenario)
-        if not self.strength or not names:
-            return state
-        measure = SquaredGradients(self.fisher, self.masked)
+        names = guarded_parameters(fed.model, self.head, fed.task.scenario) if self.strength else ()
         draws = int(self.fisher == "sampled")
+        measure = SquaredGradients(self.fisher, self.masked)
         statistic = Statistic(measure, "fisher", exact=("count",), rows=ROWS, draws=draws)
-        sums = fed.aggregate(statistic, Question(state.params, names), clients=fed.members).sum
-        importance = grown_importance(state.importance, sums, "fisher", self.decay)
-        anchor = {name: state.params[name] for name in names}
-        return replace(state, anchor=anchor, importance=importance)
+        return consolidated(state, fed, statistic, names, self.decay)

@@ -20,25 +20,22 @@ larger. A method does not know lr: choose cap below 1 / lr.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from fedcl.core.client import Model
-from fedcl.core.federation import Federation
-from fedcl.core.importance import (
-    ROWS,
-    OutputSensitivity,
-    Question,
-    WeightedPull,
-    grown_importance,
+from fedcl.core.consolidation import (
+    Consolidated,
+    check_pull,
+    consolidated,
     guarded_parameters,
-    importance_needs,
-    weighted,
+    pulled_change,
 )
+from fedcl.core.federation import Federation
+from fedcl.core.importance import ROWS, OutputSensitivity, importance_needs
 from fedcl.core.layers import Head
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
-from fedcl.core.optimizer import Moments, check_server, server_needs, server_step
+from fedcl.core.optimizer import check_server, server_needs, server_step
 from fedcl.core.params import Params, add
 from fedcl.core.statistic import Statistic
 
@@ -46,17 +43,7 @@ __all__ = ["MAS"]
 
 
 @dataclass(frozen=True)
-class State:
-    """Server state: model, the last stage's one, importances, the server optimizer's moments."""
-
-    params: Params
-    anchor: Params = field(default_factory=dict)
-    importance: Params = field(default_factory=dict)
-    moments: Moments = field(default_factory=Moments)
-
-
-@dataclass(frozen=True)
-class MAS(Method[State]):
+class MAS(Method[Consolidated]):
     """Clients train with a penalty that the outputs' sensitivity on old tasks weighs.
 
     Attributes:
@@ -89,10 +76,7 @@ class MAS(Method[State]):
     paper: ClassVar[str] = "Aljundi et al., ECCV 2018"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength < float("inf"):
-            raise ValueError(f"strength must be at least 0 and finite, not {self.strength}")
-        if not self.cap > 0:
-            raise ValueError(f"cap must be above 0, not {self.cap}")
+        check_pull(self.strength, self.cap)
         check_server(self.server, self.server_lr, self.server_momentum)
 
     def needs(self, sizes: Sizes) -> Needs:
@@ -109,33 +93,22 @@ class MAS(Method[State]):
             training="penalty",
         )
 
-    def init(self, params: Params) -> State:
+    def init(self, params: Params) -> Consolidated:
         """Starts without an anchor."""
-        return State(params)
+        return Consolidated(params)
 
-    def round(self, state: State, fed: Federation) -> State:
+    def round(self, state: Consolidated, fed: Federation) -> Consolidated:
         """Adds the mean change of the cohort, which is pulled if there is an anchor."""
         loss = CrossEntropy(self.masked)
-        if state.anchor:
-            message = weighted(
-                state.params, state.anchor, state.importance, self.strength, self.cap
-            )
-            change = fed.aggregate(fed.local(loss, penalty=WeightedPull()), message).mean
-        else:
-            change = fed.aggregate(fed.local(loss), Model(state.params)).mean
+        change = pulled_change(state, fed, loss, self.strength, self.cap)
         step, moments = server_step(
             change, state.moments, self.server, self.server_lr, self.server_momentum
         )
         return replace(state, params=add(state.params, step), moments=moments)
 
-    def end_task(self, state: State, fed: Federation) -> State:
+    def end_task(self, state: Consolidated, fed: Federation) -> Consolidated:
         """Adds this stage's sensitivities, and takes the present model as the anchor."""
-        names = guarded_parameters(fed.model, self.head, fed.task.scenario)
-        if not self.strength or not names:
-            return state
+        names = guarded_parameters(fed.model, self.head, fed.task.scenario) if self.strength else ()
         measure = OutputSensitivity(self.masked)
         statistic = Statistic(measure, "sensitivity", exact=("count",), rows=ROWS)
-        sums = fed.aggregate(statistic, Question(state.params, names), clients=fed.members).sum
-        importance = grown_importance(state.importance, sums, "sensitivity")
-        anchor = {name: state.params[name] for name in names}
-        return replace(state, anchor=anchor, importance=importance)
+        return consolidated(state, fed, statistic, names)

@@ -13,6 +13,13 @@ from torch.nn import functional as F
 from fedcl.assembly import build_site
 from fedcl.core.block import Batching
 from fedcl.core.client import Client
+from fedcl.core.consolidation import (
+    Weighted,
+    WeightedPull,
+    grown_importance,
+    guarded_parameters,
+    weighted,
+)
 from fedcl.core.engine import Position, Request
 from fedcl.core.gradients import HELD
 from fedcl.core.importance import (
@@ -20,12 +27,7 @@ from fedcl.core.importance import (
     OutputSensitivity,
     Question,
     SquaredGradients,
-    Weighted,
-    WeightedPull,
-    grown_importance,
-    guarded_parameters,
     importance_needs,
-    weighted,
 )
 from fedcl.core.local import Local, masked_logits
 from fedcl.core.model import Net

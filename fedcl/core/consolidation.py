@@ -1,0 +1,142 @@
+"""Elastic consolidation: parameters are pulled to their last values as hard as they matter.
+
+What EWC and MAS share, whatever the measure of importance: at a stage's end importances are summed
+over all members, and in every later round they weigh a pull to the model of that moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fedcl.core.client import Model
+from fedcl.core.importance import Question
+from fedcl.core.layers import Head, guarded_layers, protected_layers
+from fedcl.core.local import Loss
+from fedcl.core.optimizer import Moments
+from fedcl.core.params import Params
+from fedcl.core.statistic import Statistic
+from fedcl.core.task import ScenarioKind
+
+if TYPE_CHECKING:
+    from fedcl.core.federation import Federation
+
+
+@dataclass(frozen=True)
+class Consolidated:
+    """Server state: model, the last stage's one, importances, the server optimizer's moments."""
+
+    params: Params
+    anchor: Params = field(default_factory=dict)
+    importance: Params = field(default_factory=dict)
+    moments: Moments = field(default_factory=Moments)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """What goes down with the model while it is pulled.
+
+    Attributes:
+        params: The model.
+        anchor: What its parameters are pulled to, by name.
+        importance: How hard, number by number: the strength is in it already.
+    """
+
+    params: Params
+    anchor: Params
+    importance: Params
+
+
+@dataclass(frozen=True)
+class WeightedPull:
+    """Half of the squared distances to the message's anchor, weighed by its importance."""
+
+    def __call__(self, params: Params, message: Weighted) -> Tensor:
+        """Returns a scalar that touches no data."""
+        parts = [
+            (message.importance[name] * (params[name] - old).square()).sum()
+            for name, old in message.anchor.items()
+        ]
+        return 0.5 * torch.stack(parts).sum()
+
+
+def guarded_parameters(model: nn.Module, head: Head, scenario: ScenarioKind) -> tuple[str, ...]:
+    """Returns a model's parameters, those of the last layer only as `guarded_layers` has it."""
+    free = protected_layers(model).keys() - set(guarded_layers(model, head, scenario))
+    layers = {name.rpartition(".")[0] for name in free}
+    names = (name for name, _ in model.named_parameters())
+    return tuple(name for name in names if name.rpartition(".")[0] not in layers)
+
+
+def grown_importance(old: Params, sums: Params, kind: str, decay: float = 1.0) -> dict[str, Tensor]:
+    """Returns `decay * old` plus the mean over all examples of what was measured, in float64.
+
+    Args:
+        old: Importance so far; without any it is 0.
+        sums: Sums over clients, with `count/n`.
+        kind: What was measured: the tensors `kind/<parameter>`.
+        decay: How much of the old one stays.
+    """
+    count = sums["count/n"].double()
+    new = {
+        name.removeprefix(f"{kind}/"): value.double() / count
+        for name, value in sums.items()
+        if name.startswith(f"{kind}/")
+    }
+    return {name: decay * old[name] + value if old else value for name, value in new.items()}
+
+
+def weighted(
+    params: Params, anchor: Params, importance: Params, strength: float, cap: float
+) -> Weighted:
+    """Returns the message that pulls parameters, none of them harder than `cap`."""
+    factors = {
+        name: (strength * value).clamp(max=cap).to(anchor[name].dtype)
+        for name, value in importance.items()
+    }
+    return Weighted(params, anchor, factors)
+
+
+def check_pull(strength: float, cap: float) -> None:
+    """Raises ValueError for factors that no pull has."""
+    if not 0 <= strength < float("inf"):
+        raise ValueError(f"strength must be at least 0 and finite, not {strength}")
+    if not cap > 0:
+        raise ValueError(f"cap must be above 0, not {cap}")
+
+
+def pulled_change(
+    state: Consolidated, fed: Federation, loss: Loss, strength: float, cap: float
+) -> Params:
+    """Returns the mean change of the cohort, which is pulled if there is an anchor."""
+    if not state.anchor:
+        return fed.aggregate(fed.local(loss), Model(state.params)).mean
+    message = weighted(state.params, state.anchor, state.importance, strength, cap)
+    return fed.aggregate(fed.local(loss, penalty=WeightedPull()), message).mean
+
+
+def consolidated(
+    state: Consolidated,
+    fed: Federation,
+    statistic: Statistic,
+    names: tuple[str, ...],
+    decay: float = 1.0,
+) -> Consolidated:
+    """Returns the state after a stage: its importances added, the present model as the anchor.
+
+    Args:
+        state: The state before.
+        fed: The federation, whose members are all asked.
+        statistic: Measures importance; its name is the kind of its sums.
+        names: Parameters that are pulled; without any the state stays.
+        decay: How much of the old importance stays.
+    """
+    if not names:
+        return state
+    sums = fed.aggregate(statistic, Question(state.params, names), clients=fed.members).sum
+    importance = grown_importance(state.importance, sums, statistic.name, decay)
+    anchor = {name: state.params[name] for name in names}
+    return replace(state, anchor=anchor, importance=importance)
