@@ -6,61 +6,18 @@ over all members, and in every later round they weigh a pull to the model of tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from fedcl.core.client import Model
-from fedcl.core.importance import Question
+from fedcl.core.federation import Federation
+from fedcl.core.importance import Consolidated, Question, WeightedPull, weighted
 from fedcl.core.layers import Head, guarded_layers, protected_layers
 from fedcl.core.local import Loss
-from fedcl.core.optimizer import Moments
 from fedcl.core.params import Params
 from fedcl.core.statistic import Statistic
 from fedcl.core.task import ScenarioKind
-
-if TYPE_CHECKING:
-    from fedcl.core.federation import Federation
-
-
-@dataclass(frozen=True)
-class Consolidated:
-    """Server state: model, the last stage's one, importances, the server optimizer's moments."""
-
-    params: Params
-    anchor: Params = field(default_factory=dict)
-    importance: Params = field(default_factory=dict)
-    moments: Moments = field(default_factory=Moments)
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """What goes down with the model while it is pulled.
-
-    Attributes:
-        params: The model.
-        anchor: What its parameters are pulled to, by name.
-        importance: How hard, number by number: the strength is in it already.
-    """
-
-    params: Params
-    anchor: Params
-    importance: Params
-
-
-@dataclass(frozen=True)
-class WeightedPull:
-    """Half of the squared distances to the message's anchor, weighed by its importance."""
-
-    def __call__(self, params: Params, message: Weighted) -> Tensor:
-        """Returns a scalar that touches no data."""
-        parts = [
-            (message.importance[name] * (params[name] - old).square()).sum()
-            for name, old in message.anchor.items()
-        ]
-        return 0.5 * torch.stack(parts).sum()
 
 
 def guarded_parameters(model: nn.Module, head: Head, scenario: ScenarioKind) -> tuple[str, ...]:
@@ -87,17 +44,6 @@ def grown_importance(old: Params, sums: Params, kind: str, decay: float = 1.0) -
         if name.startswith(f"{kind}/")
     }
     return {name: decay * old[name] + value if old else value for name, value in new.items()}
-
-
-def weighted(
-    params: Params, anchor: Params, importance: Params, strength: float, cap: float
-) -> Weighted:
-    """Returns the message that pulls parameters, none of them harder than `cap`."""
-    factors = {
-        name: (strength * value).clamp(max=cap).to(anchor[name].dtype)
-        for name, value in importance.items()
-    }
-    return Weighted(params, anchor, factors)
 
 
 def check_pull(strength: float, cap: float) -> None:

@@ -1,4 +1,4 @@
-"""How much single parameters matter to old tasks.
+"""How much single parameters matter to old tasks, and the pull that this weighs.
 
 A parameter's importance is a mean over examples of what the gradient of one number per example
 says: of its square (Fisher information) or its size (sensitivity of the output).
@@ -7,7 +7,7 @@ says: of its square (Fisher information) or its size (sensitivity of the output)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ from fedcl.core.gradients import HELD, gradient_powers
 from fedcl.core.kronecker import sampled_labels
 from fedcl.core.local import masked_logits
 from fedcl.core.model import Net
+from fedcl.core.optimizer import Moments
 from fedcl.core.params import Params
 from fedcl.core.task import ClientTask, Examples
 
@@ -30,6 +31,44 @@ class Question:
 
     params: Params
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Consolidated:
+    """Server state: model, the last stage's one, importances, the server optimizer's moments."""
+
+    params: Params
+    anchor: Params = field(default_factory=dict)
+    importance: Params = field(default_factory=dict)
+    moments: Moments = field(default_factory=Moments)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """What goes down with the model while it is pulled.
+
+    Attributes:
+        params: The model.
+        anchor: What its parameters are pulled to, by name.
+        importance: How hard, number by number: the strength is in it already.
+    """
+
+    params: Params
+    anchor: Params
+    importance: Params
+
+
+@dataclass(frozen=True)
+class WeightedPull:
+    """Half of the squared distances to the message's anchor, weighed by its importance."""
+
+    def __call__(self, params: Params, message: Weighted) -> Tensor:
+        """Returns a scalar that touches no data."""
+        parts = [
+            (message.importance[name] * (params[name] - old).square()).sum()
+            for name, old in message.anchor.items()
+        ]
+        return 0.5 * torch.stack(parts).sum()
 
 
 @dataclass(frozen=True)
@@ -96,6 +135,17 @@ class OutputSensitivity:
 def _named(kind: str, rows: Examples, sums: Params) -> dict[str, Tensor]:
     count = rows.x.new_tensor(len(rows), dtype=torch.float64)
     return {"count/n": count, **{f"{kind}/{name}": value for name, value in sums.items()}}
+
+
+def weighted(
+    params: Params, anchor: Params, importance: Params, strength: float, cap: float
+) -> Weighted:
+    """Returns the message that pulls parameters, none of them harder than `cap`."""
+    factors = {
+        name: (strength * value).clamp(max=cap).to(anchor[name].dtype)
+        for name, value in importance.items()
+    }
+    return Weighted(params, anchor, factors)
 
 
 def importance_needs(

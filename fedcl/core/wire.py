@@ -22,7 +22,6 @@ from torch import Tensor
 from fedcl.core import (
     analytic,
     client,
-    consolidation,
     distillation,
     globalsample,
     importance,
@@ -60,7 +59,6 @@ def vocabulary(method: Any = None, *modules: ModuleType) -> Vocabulary:
         task,
         client,
         analytic,
-        consolidation,
         distillation,
         globalsample,
         informative,

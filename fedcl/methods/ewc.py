@@ -25,14 +25,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from fedcl.core.consolidation import (
-    Consolidated,
     check_pull,
     consolidated,
     guarded_parameters,
     pulled_change,
 )
 from fedcl.core.federation import Federation
-from fedcl.core.importance import ROWS, SquaredGradients, importance_needs
+from fedcl.core.importance import ROWS, Consolidated, SquaredGradients, importance_needs
 from fedcl.core.layers import Head
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes

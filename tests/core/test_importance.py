@@ -13,13 +13,7 @@ from torch.nn import functional as F
 from fedcl.assembly import build_site
 from fedcl.core.block import Batching
 from fedcl.core.client import Client
-from fedcl.core.consolidation import (
-    Weighted,
-    WeightedPull,
-    grown_importance,
-    guarded_parameters,
-    weighted,
-)
+from fedcl.core.consolidation import grown_importance, guarded_parameters
 from fedcl.core.engine import Position, Request
 from fedcl.core.gradients import HELD
 from fedcl.core.importance import (
@@ -27,7 +21,10 @@ from fedcl.core.importance import (
     OutputSensitivity,
     Question,
     SquaredGradients,
+    Weighted,
+    WeightedPull,
     importance_needs,
+    weighted,
 )
 from fedcl.core.local import Local, masked_logits
 from fedcl.core.model import Net
