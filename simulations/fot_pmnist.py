@@ -57,8 +57,8 @@ STUDY = Study(
             grid={"method.energy": (0.9, 0.94, 0.96, 0.98, 0.99)},
             published=FOT,
         ),
-        # mu is the default: it has not been chosen for this stream yet (`--tune --rows kron`).
-        "kron": Row({"method": {"name": "kron", "mu": 1.0}}, grid={"method.mu": (0.1, 1.0, 10.0)}),
+        # mu by the rule of thumb of docs/kron.md, lr * steps of a round, not chosen on data.
+        "kron": Row({"method": {"name": "kron", "mu": 0.1}}, grid={"method.mu": (0.1, 1.0, 10.0)}),
     },
     rounds=200,
     tuning_rounds=8,
