@@ -1,0 +1,217 @@
+"""TARGET: the server draws images of old classes from the global model, and clients rehearse them.
+
+Zhang, Chen, Zhuang and Lyu, TARGET: federated class-continual learning via exemplar-free
+distillation, ICCV 2023. Between stages the server trains a generator against the global model,
+draws images of all classes seen so far and sends them to all clients, once a stage. With f_old the
+global model at the last stage's end, a client then minimises
+
+    cross-entropy on its own examples, over the present classes (`masked`)
+    + strength * T^2 KL(f_old || f) on as many synthetic images, over the old classes .
+
+`fedcl.core.synthesis` makes the images. As in the paper the generator follows the labels, real
+data's statistics in f_old, and the disagreement of f_old with a student that learns along.
+
+Where we differ: our networks have GroupNorm, so real data's statistics are measured by the clients
+at a stage's end, as a secure sum (`fedcl.core.datafree` says of what, and what it reveals: the mean
+image for one); of earlier stages' data the server has no more than their images' statistics in the
+present model, weighted by the number of real examples, but pixels' are remembered exactly. Images
+are made when the next stage begins, so that none are made in vain after the last one. They travel
+at a byte a number with f_old's answers, so that f_old itself need not; a client that was not
+reached then trains without. A client draws its synthetic images of a round, `ratio` for each own
+example, from all of them, and both kinds share batches whose mean is the sum above; the released
+code pairs batches instead. The generator is small, is one for all rounds, and is trained by Adam
+on fresh noise, without the released code's MAML and noise of its own. The disagreement counts where
+teacher and student name different classes, as the paper says; the code masks these. In task-
+incremental streams each earlier stage's head is compared by itself. Costs count what clients do:
+the server's work is in the run's seconds alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedcl.core.client import Client, Model, Reply
+from fedcl.core.datafree import INPUT, ChannelMoments, means, mixed, moments_of
+from fedcl.core.distillation import Taught, check_distillation, known_heads
+from fedcl.core.errors import ConfigError
+from fedcl.core.federation import Federation
+from fedcl.core.generator import Generator
+from fedcl.core.local import CrossEntropy
+from fedcl.core.method import Method, Needs, Sizes
+from fedcl.core.params import Params, add
+from fedcl.core.pictures import Pictures, Rehearsed, Shipment, beside, pictures
+from fedcl.core.statistic import Statistic
+from fedcl.core.synthesis import Recipe, synthesise
+from fedcl.core.task import Examples
+
+__all__ = ["Target"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Server state: the model, the student's start, and what the next stage's images are made of.
+
+    Attributes:
+        moments: Statistics of all real data so far in the model of the last stage's end.
+        examples: How many real examples these are.
+        classes: What they were of.
+        heads: Groups of classes that the model compared then.
+        pictures: The present stage's images.
+    """
+
+    params: Params
+    first: Params
+    moments: Params = field(default_factory=dict)
+    examples: float = 0.0
+    classes: tuple[int, ...] = ()
+    heads: Tensor | None = None
+    pictures: Pictures | None = None
+
+
+@dataclass(frozen=True)
+class Target(Method[State]):
+    """Clients distil the last model on synthetic images of old classes while they learn new ones.
+
+    Attributes:
+        strength: Factor of the distillation; 0 makes it FedAvg, and so does `images = 0`.
+        temperature: T.
+        masked: Compare only the classes of the present task in the cross-entropy.
+        ratio: Synthetic images for each own example in a round.
+        images: Synthetic images of a stage.
+        rounds: Rounds of making them, of which the first keeps none and starts no student.
+        steps: Steps of the generator in each.
+        batch: Images of a step.
+        lr: Learning rate of the generator.
+        labels: Weight of its cross-entropy with the labels.
+        moments: Weight of the distance from real data's statistics.
+        adversarial: Weight of the student's disagreement.
+        width: Channels of the generator before its last convolution.
+    """
+
+    strength: float = 1.0
+    temperature: float = 2.0
+    masked: bool = True
+    ratio: float = 1.0
+    images: int = 512
+    rounds: int = 5
+    steps: int = 40
+    batch: int = 64
+    lr: float = 3e-3
+    labels: float = 0.5
+    moments: float = 10.0
+    adversarial: float = 1.0
+    width: int = 16
+
+    family: ClassVar[str] = "generative"
+    needs_borders: ClassVar[bool] = True
+    travels: ClassVar[str] = (
+        "each stage: means of layers' channels and of pixels up; from stage 1 on: images down"
+    )
+    paper: ClassVar[str] = "Zhang et al., ICCV 2023"
+    client_half: ClassVar[tuple[str, ...]] = ("receive", "mixed")
+
+    def __post_init__(self) -> None:
+        check_distillation(self.strength, self.temperature)
+        if not 0 < self.ratio < float("inf") or self.width < 1:
+            raise ValueError("ratio must be above 0 and finite, and width at least 1")
+        self._recipe()
+
+    def needs(self, sizes: Sizes) -> Needs:
+        """Returns what images, the student and the generator's training take."""
+        if not self._replays:
+            return Needs()
+        _, classes = sizes.layers.get("head.weight", (0, 0))
+        pixels = sizes.example // sizes.item
+        images = self.images * (pixels + 8 + classes * sizes.item)
+        channels = 8 * 2 * (pixels + sum(d for d, _ in sizes.layers.values()))
+        # Of each image: 5 maps of the generator's width at full size and 4 at half, kept twice, and
+        # what the two networks keep, rows of layer inputs at most.
+        kept = 2 * 6 * self.width * pixels + 2 * sum(
+            sizes.rows[name] * d for name, (d, _) in sizes.layers.items()
+        )
+        return Needs(
+            state=sizes.params + images + channels + sizes.stages * classes,
+            server=sizes.item * self.batch * kept + 4 * sizes.params + self.images * sizes.example,
+            client=int((1 + 2 * self.ratio) * sizes.share + self.images) * sizes.example,
+            reply=channels,
+            memory=images + sizes.stages * classes,
+            everyone=True,
+        )
+
+    def init(self, params: Params) -> State:
+        """Remembers the first parameters, from which students start."""
+        return State(params, params)
+
+    def begin_task(self, state: State, fed: Federation) -> State:
+        """Makes images of all classes of earlier stages, and sends them to all members."""
+        if state.heads is None:
+            return state
+        channels, height, width = state.moments[INPUT].shape[1:]
+        shape = (channels, height, width)
+        generator = Generator(shape, len(state.params["head.weight"]), width=self.width)
+        teacher, seed = fed.net(state.params), fed.seed("generator")
+        known = (state.heads, state.classes, state.moments)
+        made, _ = synthesise(teacher, state.first, *known, generator, self._recipe(), seed)
+        images = pictures(teacher, made)
+        fed.aggregate(self.receive, Shipment(images, state.heads), clients=fed.members)
+        return replace(state, pictures=images)
+
+    def round(self, state: State, fed: Federation) -> State:
+        """Adds the mean change of the cohort, which rehearses if there are images."""
+        if state.pictures is None or state.heads is None:
+            local, plain = fed.local(CrossEntropy(self.masked)), Model(state.params)
+            return replace(state, params=add(state.params, fed.aggregate(local, plain).mean))
+        local = fed.local(Rehearsed(self.masked, self.strength, self.temperature), data=self.mixed)
+        change = fed.aggregate(local, Taught(state.params, state.heads)).mean
+        return replace(state, params=add(state.params, change))
+
+    def end_task(self, state: State, fed: Federation) -> State:
+        """Measures real data's statistics in the model that will be the teacher."""
+        if not self._replays:
+            return state
+        statistic = Statistic(ChannelMoments(), "moments", exact=("count",))
+        sums = fed.aggregate(statistic, Model(state.params), clients=fed.members).sum
+        if sums[INPUT].dim() != 4:
+            shape = tuple(sums[INPUT].shape[1:])
+            raise ConfigError(
+                f"method target draws images (channels, height, width), but the stream's inputs "
+                f"have shape {shape}: choose a data set of images, or another method"
+            )
+        count, found = float(sums["count/examples"]), means(sums)
+        if state.pictures is not None:
+            old = moments_of(fed.net(state.params), state.pictures.images)
+            old[INPUT] = state.moments[INPUT]
+            found = mixed([(count, found), (state.examples, old)])
+        heads = known_heads(state.heads, fed.task, state.params)
+        count += state.examples
+        return replace(state, moments=found, examples=count, classes=fed.task.seen, heads=heads)
+
+    @property
+    def _replays(self) -> bool:
+        return self.strength > 0 and self.images > 0
+
+    def _recipe(self) -> Recipe:
+        return Recipe(
+            images=self.images,
+            rounds=self.rounds,
+            steps=self.steps,
+            batch=self.batch,
+            lr=self.lr,
+            labels=self.labels,
+            moments=self.moments,
+            adversarial=self.adversarial,
+            student_steps=self.steps,
+        )
+
+    # Client half.
+
+    def receive(self, client: Client, message: Shipment) -> Reply:
+        """Keeps the images of this stage instead of the last one's; nothing goes up."""
+        return Reply({}, state=message)
+
+    def mixed(self, client: Client, message: Taught) -> Examples:
+        """Trains on the client's own examples and synthetic images, drawn anew each round."""
+        return beside(client, message.heads, self.ratio)
