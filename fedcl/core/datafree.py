@@ -61,9 +61,7 @@ def channel_moments(net: Net, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             maps = rows.flatten(2) if rows.dim() == 4 else rows.reshape(len(x), -1, rows.shape[-1])
             mean = (2,) if rows.dim() == 4 else (1,)
             sums = torch.stack([maps.mean(mean).sum(0), maps.square().mean(mean).sum(0)])
-            # A layer that is used twice has two sums.
-            key = f"moments/{name}"
-            found[key] = (found[key] + sums) / 2 if key in found else sums
+            found[f"moments/{name}"] = sums  # of its last use, where a layer is used twice
 
         handles.append(layer.register_forward_pre_hook(keep))
     try:
@@ -85,14 +83,11 @@ class ChannelMoments:
         return {name: value.double() for name, value in sums.items()} | {"count/examples": count}
 
 
+@torch.no_grad()
 def moments_of(net: Net, images: Tensor) -> dict[str, Tensor]:
     """Returns the means over images of what `ChannelMoments` sums, in float64."""
-    task = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    sums = [
-        ChannelMoments()(net, Examples(x, y), None, None)  # type: ignore[arg-type]
-        for x, y in zip(images.split(128), task.split(128), strict=True)
-    ]
-    return means({name: torch.stack([part[name] for part in sums]).sum(0) for name in sums[0]})
+    parts = [channel_moments(net, x)[1] for x in images.split(128)]
+    return {k: torch.stack([p[k].double() for p in parts]).sum(0) / len(images) for k in parts[0]}
 
 
 def means(sums: Params) -> dict[str, Tensor]:
@@ -104,7 +99,8 @@ def means(sums: Params) -> dict[str, Tensor]:
 def mixed(parts: Sequence[tuple[float, Params]]) -> dict[str, Tensor]:
     """Returns the means of a union, from (number of examples, means) of its parts."""
     total = sum(count for count, _ in parts)
-    return {k: sum(count / total * part[k] for count, part in parts) for k in parts[0][1]}  # type: ignore[misc]
+    shares = [(count / total, part) for count, part in parts]
+    return {k: torch.stack([w * part[k] for w, part in shares]).sum(0) for k in parts[0][1]}
 
 
 def spread_of(moments: Tensor) -> Tensor:

@@ -103,9 +103,9 @@ class Rehearsed:
 def beside(client: Client, heads: Tensor, ratio: float) -> Examples:
     """Returns a client's own examples and as many synthetic ones, drawn anew in each exchange.
 
-    Columns are `teacher`, the logits of the images' teacher (own rows have 0), and the weights `own`
-    and `old`: 0 for rows of the other kind, and such that a mean over all rows is the sum of the
-    mean over own rows and that over synthetic ones.
+    Columns are `teacher`, the logits of the images' teacher (own rows have 0), and the weights
+    `own` and `old`: 0 for rows of the other kind, and so that a mean over all rows is the sum of
+    the mean over own rows and that over synthetic ones.
 
     Args:
         client: Remembers a `Shipment`. One of other heads is out of date: then, and where there is

@@ -1,7 +1,6 @@
 """Images for replay, drawn in rounds from a generator that chases a student.
 
-The loop of TARGET (Zhang et al., ICCV 2023, section 4.2), which is that of data-free distillation:
-in each round the generator takes some steps against teacher and student, images are drawn from it,
+The loop of TARGET (Zhang et al., ICCV 2023) and of data-free distillation before it: in each round the generator takes some steps against teacher and student, images are drawn from it,
 and the student learns the teacher's answers to all that were drawn so far. So later images are of
 what earlier ones do not teach.
 """
@@ -9,25 +8,93 @@ what earlier ones do not teach.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from fedcl.core.client import Model
 from fedcl.core.datafree import (
     INPUT,
+    ChannelMoments,
     Training,
     channel_moments,
     disagreement,
     label_loss,
+    means,
+    mixed,
     moments_distance,
+    moments_of,
     spread_of,
 )
-from fedcl.core.distillation import Taught, answers, distilled
+from fedcl.core.distillation import Taught, answers, distilled, known_heads
+from fedcl.core.errors import ConfigError
 from fedcl.core.generator import Generator
 from fedcl.core.model import Net
 from fedcl.core.params import Params
+from fedcl.core.pictures import Pictures
 from fedcl.core.seeds import seed_of
 from fedcl.core.sgd import Settings
+from fedcl.core.statistic import Statistic
 from fedcl.core.task import Examples, join
+
+if TYPE_CHECKING:
+    from fedcl.core.federation import Federation
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a model knows at a stage's end: what images can be made of.
+
+    Attributes:
+        heads: (heads, classes) bool, disjoint: what it compares; see `known_heads`.
+        classes: What it has seen.
+        moments: Statistics of real data in its layers, as `datafree.means` gives them.
+        examples: How many real examples these are of.
+    """
+
+    heads: Tensor
+    classes: tuple[int, ...]
+    moments: Params
+    examples: float
+
+    def generator(self, classes: int, width: int) -> Generator:
+        """Returns a generator of such images as the moments are of, with so many labels."""
+        channels, height, across = self.moments[INPUT].shape[1:]
+        return Generator((channels, height, across), classes, width=width)
+
+
+def known_now(
+    fed: Federation, params: Params, before: Known | None, images: Pictures | None
+) -> Known:
+    """Asks all members for statistics of their data, and returns what the model knows now.
+
+    Of earlier stages' data there is no more than their images: these stand in for them, with the
+    weight of as many examples as the real ones were. Pixels depend on no model: theirs are exact.
+
+    Args:
+        fed: The federation, at a stage's end.
+        params: The model.
+        before: What it returned at the last stage's end, or None.
+        images: Images of what was known then, or None.
+
+    Raises:
+        ConfigError: The inputs are no images.
+    """
+    statistic = Statistic(ChannelMoments(), "moments", exact=("count",))
+    sums = fed.aggregate(statistic, Model(params), clients=fed.members).sum
+    count, found, heads = float(sums["count/examples"]), means(sums), None
+    if found[INPUT].dim() != 4:
+        raise ConfigError(
+            "generative replay draws images (channels, height, width), but this stream's inputs "
+            f"have shape {tuple(found[INPUT].shape[1:])}: choose a data set of images, or another "
+            "method"
+        )
+    if before is not None and images is not None:
+        heads = before.heads
+        old = {**moments_of(fed.net(params), images.images), INPUT: before.moments[INPUT]}
+        found = mixed([(count, found), (before.examples, old)])
+        count += before.examples
+    return Known(known_heads(heads, fed.task, params), fed.task.seen, found, count)
 
 
 @dataclass(frozen=True)
@@ -78,9 +145,7 @@ class Recipe:
 def synthesise(
     teacher: Net,
     student: Params,
-    heads: Tensor,
-    classes: tuple[int, ...],
-    moments: Params,
+    known: Known,
     generator: Generator,
     recipe: Recipe,
     seed: int,
@@ -90,17 +155,15 @@ def synthesise(
     Args:
         teacher: The network that knows the classes.
         student: Parameters of the same architecture, to start the student from.
-        heads: (heads, classes) bool, disjoint: what the teacher compares.
-        classes: What to draw, equally often.
-        moments: Statistics of real data in the teacher's layers, as `datafree.means` gives them.
+        known: What the teacher knows; its classes are drawn equally often.
         generator: Its architecture.
         recipe: How.
         seed: Seed of all draws.
     """
-    kind = next(iter(teacher.params.values())) if teacher.params else moments[INPUT]
-    wanted = {name: value.to(kind) for name, value in moments.items()}
-    start = generator.init(seed, wanted[INPUT][0], spread_of(moments[INPUT]))
-    training = Training(generator, start, classes, recipe.batch, recipe.lr, seed)
+    kind = next(iter(student.values()))
+    wanted = {name: value.to(kind) for name, value in known.moments.items()}
+    start = generator.init(seed, wanted[INPUT][0], spread_of(known.moments[INPUT]))
+    training = Training(generator, start, known.classes, recipe.batch, recipe.lr, seed)
     follower, kept = student, list[Examples]()
     for number in range(recipe.rounds):
         pupil = teacher.at(follower) if recipe.adversarial and kept else None
@@ -108,7 +171,7 @@ def synthesise(
         def objective(images: Tensor, labels: Tensor, pupil: Net | None = pupil) -> Tensor:
             logits, sums = channel_moments(teacher, images)
             found = {name: value / len(images) for name, value in sums.items()}
-            allowed = allowed_of(heads, labels)
+            allowed = allowed_of(known.heads, labels)
             total = recipe.labels * label_loss(logits, labels, allowed)
             total = total + recipe.moments * moments_distance(found, wanted)
             if pupil is None:
@@ -126,10 +189,8 @@ def synthesise(
             steps = recipe.student_steps
             settings = Settings(steps, recipe.batch, recipe.student_lr, steps=steps)
             logits = [answers(teacher, rows.x)]
-            message = Taught(follower, heads)
-            follower = distilled(
-                teacher.model, message, rows, logits, recipe.temperature, settings, at
-            )
+            message, heat = Taught(follower, known.heads), recipe.temperature
+            follower = distilled(teacher.model, message, rows, logits, heat, settings, at)
     return join(kept), training.params
 
 

@@ -28,23 +28,17 @@ the server's work is in the run's seconds alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor
-
 from fedcl.core.client import Client, Model, Reply
-from fedcl.core.datafree import INPUT, ChannelMoments, means, mixed, moments_of
-from fedcl.core.distillation import Taught, check_distillation, known_heads
-from fedcl.core.errors import ConfigError
+from fedcl.core.distillation import Taught, check_distillation
 from fedcl.core.federation import Federation
-from fedcl.core.generator import Generator
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.params import Params, add
 from fedcl.core.pictures import Pictures, Rehearsed, Shipment, beside, pictures
-from fedcl.core.statistic import Statistic
-from fedcl.core.synthesis import Recipe, synthesise
+from fedcl.core.synthesis import Known, Recipe, known_now, synthesise
 from fedcl.core.task import Examples
 
 __all__ = ["Target"]
@@ -52,22 +46,18 @@ __all__ = ["Target"]
 
 @dataclass(frozen=True)
 class State:
-    """Server state: the model, the student's start, and what the next stage's images are made of.
+    """Server state.
 
     Attributes:
-        moments: Statistics of all real data so far in the model of the last stage's end.
-        examples: How many real examples these are.
-        classes: What they were of.
-        heads: Groups of classes that the model compared then.
+        params: The model.
+        first: The freshly initialised one, from which students start.
+        known: What the model of the last stage's end knows.
         pictures: The present stage's images.
     """
 
     params: Params
     first: Params
-    moments: Params = field(default_factory=dict)
-    examples: float = 0.0
-    classes: tuple[int, ...] = ()
-    heads: Tensor | None = None
+    known: Known | None = None
     pictures: Pictures | None = None
 
 
@@ -147,47 +137,29 @@ class Target(Method[State]):
 
     def begin_task(self, state: State, fed: Federation) -> State:
         """Makes images of all classes of earlier stages, and sends them to all members."""
-        if state.heads is None:
+        if state.known is None:
             return state
-        channels, height, width = state.moments[INPUT].shape[1:]
-        shape = (channels, height, width)
-        generator = Generator(shape, len(state.params["head.weight"]), width=self.width)
         teacher, seed = fed.net(state.params), fed.seed("generator")
-        known = (state.heads, state.classes, state.moments)
-        made, _ = synthesise(teacher, state.first, *known, generator, self._recipe(), seed)
+        generator = state.known.generator(len(state.params["head.weight"]), self.width)
+        made, _ = synthesise(teacher, state.first, state.known, generator, self._recipe(), seed)
         images = pictures(teacher, made)
-        fed.aggregate(self.receive, Shipment(images, state.heads), clients=fed.members)
+        fed.aggregate(self.receive, Shipment(images, state.known.heads), clients=fed.members)
         return replace(state, pictures=images)
 
     def round(self, state: State, fed: Federation) -> State:
         """Adds the mean change of the cohort, which rehearses if there are images."""
-        if state.pictures is None or state.heads is None:
+        if state.pictures is None or state.known is None:
             local, plain = fed.local(CrossEntropy(self.masked)), Model(state.params)
             return replace(state, params=add(state.params, fed.aggregate(local, plain).mean))
         local = fed.local(Rehearsed(self.masked, self.strength, self.temperature), data=self.mixed)
-        change = fed.aggregate(local, Taught(state.params, state.heads)).mean
+        change = fed.aggregate(local, Taught(state.params, state.known.heads)).mean
         return replace(state, params=add(state.params, change))
 
     def end_task(self, state: State, fed: Federation) -> State:
         """Measures real data's statistics in the model that will be the teacher."""
         if not self._replays:
             return state
-        statistic = Statistic(ChannelMoments(), "moments", exact=("count",))
-        sums = fed.aggregate(statistic, Model(state.params), clients=fed.members).sum
-        if sums[INPUT].dim() != 4:
-            shape = tuple(sums[INPUT].shape[1:])
-            raise ConfigError(
-                f"method target draws images (channels, height, width), but the stream's inputs "
-                f"have shape {shape}: choose a data set of images, or another method"
-            )
-        count, found = float(sums["count/examples"]), means(sums)
-        if state.pictures is not None:
-            old = moments_of(fed.net(state.params), state.pictures.images)
-            old[INPUT] = state.moments[INPUT]
-            found = mixed([(count, found), (state.examples, old)])
-        heads = known_heads(state.heads, fed.task, state.params)
-        count += state.examples
-        return replace(state, moments=found, examples=count, classes=fed.task.seen, heads=heads)
+        return replace(state, known=known_now(fed, state.params, state.known, state.pictures))
 
     @property
     def _replays(self) -> bool:
