@@ -1,8 +1,9 @@
 """Images for replay, drawn in rounds from a generator that chases a student.
 
-The loop of TARGET (Zhang et al., ICCV 2023) and of data-free distillation before it: in each round the generator takes some steps against teacher and student, images are drawn from it,
-and the student learns the teacher's answers to all that were drawn so far. So later images are of
-what earlier ones do not teach.
+The loop of TARGET (Zhang et al., ICCV 2023) and of data-free distillation before it: in each round
+the generator takes some steps against teacher and student, images are drawn from it, and the
+student learns the teacher's answers to all that were drawn so far. So later images are of what
+earlier ones do not teach.
 """
 
 from __future__ import annotations
