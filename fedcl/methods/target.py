@@ -112,7 +112,7 @@ class Target(Method[State]):
     def needs(self, sizes: Sizes) -> Needs:
         """Returns what images, the student and the generator's training take."""
         if not self._replays:
-            return Needs()
+            return Needs(state=sizes.params)
         _, classes = sizes.layers.get("head.weight", (0, 0))
         pixels = sizes.example // sizes.item
         images = self.images * (pixels + 8 + classes * sizes.item)
