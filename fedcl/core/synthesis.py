@@ -2,8 +2,7 @@
 
 The loop of TARGET (Zhang et al., ICCV 2023) and of data-free distillation before it: in each round
 the generator takes some steps against teacher and student, images are drawn from it, and the
-student learns the teacher's answers to all that were drawn so far. So later images are of what
-earlier ones do not teach.
+student learns the teacher's answers to all drawn so far: later images teach what earlier do not.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from fedcl.core.distillation import Taught, answers, distilled, known_heads
 from fedcl.core.errors import ConfigError
 from fedcl.core.generator import Generator
 from fedcl.core.model import Net
-from fedcl.core.params import Params
+from fedcl.core.params import Params, not_finite
 from fedcl.core.pictures import Pictures
 from fedcl.core.seeds import seed_of
 from fedcl.core.sgd import Settings
@@ -127,7 +126,7 @@ class Recipe:
     moments: float = 10.0
     adversarial: float = 1.0
     student_steps: int = 40
-    student_lr: float = 0.2
+    student_lr: float = 0.01
     temperature: float = 20.0
 
     def __post_init__(self) -> None:
@@ -137,6 +136,8 @@ class Recipe:
                 "steps, student_steps, first and images must be at least 0, batch at least 1, and "
                 "rounds more than first"
             )
+        if 0 < self.images < self.rounds - self.first:
+            raise ValueError("images must be 0, or at least one for each round that keeps some")
         if not min(self.labels, self.moments, self.adversarial) >= 0:
             raise ValueError("labels, moments and adversarial must be at least 0")
         if not min(self.lr, self.student_lr, self.temperature) > 0:
@@ -144,12 +145,7 @@ class Recipe:
 
 
 def synthesise(
-    teacher: Net,
-    student: Params,
-    known: Known,
-    generator: Generator,
-    recipe: Recipe,
-    seed: int,
+    teacher: Net, student: Params, known: Known, generator: Generator, recipe: Recipe, seed: int
 ) -> tuple[Examples, Params]:
     """Returns images with labels, and the generator's parameters.
 
@@ -160,6 +156,9 @@ def synthesise(
         generator: Its architecture.
         recipe: How.
         seed: Seed of all draws.
+
+    Raises:
+        ConfigError: The student diverged.
     """
     kind = next(iter(student.values()))
     wanted = {name: value.to(kind) for name, value in known.moments.items()}
@@ -185,9 +184,10 @@ def synthesise(
         turn, turns = number - recipe.first, recipe.rounds - recipe.first
         share = (turn + 1) * recipe.images // turns - turn * recipe.images // turns
         kept.append(training.sample(share, number))
+        if not_finite({"images": kept[-1].x}):
+            raise ConfigError("images hold NaN or infinity: lower the student's learning rate")
         if recipe.adversarial and recipe.student_steps and turn + 1 < turns:
-            rows, at = join(kept), seed_of(seed, "student", number)
-            steps = recipe.student_steps
+            rows, at, steps = join(kept), seed_of(seed, "student", number), recipe.student_steps
             settings = Settings(steps, recipe.batch, recipe.student_lr, steps=steps)
             logits = [answers(teacher, rows.x)]
             message, heat = Taught(follower, known.heads), recipe.temperature
@@ -196,5 +196,5 @@ def synthesise(
 
 
 def allowed_of(heads: Tensor, labels: Tensor) -> Tensor:
-    """Returns (n, classes) bool: the head of each label; heads (heads, classes) are disjoint."""
+    """Returns (n, classes) bool: the head of each label, of disjoint (heads, classes)."""
     return heads[heads[:, labels].int().argmax(0)]

@@ -78,6 +78,7 @@ class Target(Method[State]):
         labels: Weight of its cross-entropy with the labels.
         moments: Weight of the distance from real data's statistics.
         adversarial: Weight of the student's disagreement.
+        student_lr: Learning rate of the student (0.2 in the released code: too much for an mlp).
         width: Channels of the generator before its last convolution.
     """
 
@@ -93,6 +94,7 @@ class Target(Method[State]):
     labels: float = 0.5
     moments: float = 10.0
     adversarial: float = 1.0
+    student_lr: float = 0.01
     width: int = 16
 
     family: ClassVar[str] = "generative"
@@ -176,6 +178,7 @@ class Target(Method[State]):
             moments=self.moments,
             adversarial=self.adversarial,
             student_steps=self.steps,
+            student_lr=self.student_lr,
         )
 
     # Client half.

@@ -25,6 +25,7 @@ from fedcl.core.datafree import (
     spread_of,
 )
 from fedcl.core.distillation import Taught
+from fedcl.core.errors import ConfigError
 from fedcl.core.generator import Generator, balanced
 from fedcl.core.model import Net
 from fedcl.core.pictures import Pictures, Rehearsed, Shipment, beside, pictures
@@ -254,6 +255,14 @@ def test_training_leaves_the_range_as_it_is_and_descends_the_same_in_pieces() ->
     )
 
 
+def test_a_student_that_diverges_is_an_error_and_no_image() -> None:
+    teacher, known, _ = world()
+    recipe = replace(RECIPE, steps=2, student_lr=1e300, student_steps=50)
+    far = {k: v - 0.5 for k, v in (teacher.params or {}).items()}
+    with pytest.raises(ConfigError, match="student's learning rate"):
+        synthesise(teacher, far, known, known.generator(3, 4), recipe, 5)
+
+
 # --- What travels, and how it is rehearsed. ---
 
 
@@ -308,7 +317,8 @@ def test_without_images_or_with_old_ones_a_client_has_its_own_examples() -> None
 
 
 @pytest.mark.parametrize(
-    "options", [{"rounds": 1}, {"batch": 0}, {"lr": 0.0}, {"moments": -1.0}, {"steps": -1}]
+    "options",
+    [{"rounds": 1}, {"images": 3}, {"batch": 0}, {"lr": 0.0}, {"moments": -1.0}, {"steps": -1}],
 )
 def test_refuses_recipes(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):

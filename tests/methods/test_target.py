@@ -32,7 +32,7 @@ from tests.tiny import (
 
 MODEL = 4 * (16 * 12 + 12 + 12 * 4 + 4)  # bytes of the tiny network 16-12-4 in float32
 KINDS = ("class", "task", "domain")
-FAST = {"images": 24, "steps": 3, "batch": 8, "rounds": 3, "width": 4}
+FAST: dict[str, Any] = {"images": 24, "steps": 3, "batch": 8, "rounds": 3, "width": 4}
 # Every round is one step on all examples of all clients: gradient descent.
 CENTRAL = {
     "training.dtype": "float64",
