@@ -19,8 +19,19 @@ from fedcl.core import wire
 from fedcl.core.errors import ConfigError, ResumeError
 from fedcl.core.exchange import Exchange
 from fedcl.core.memories import Memories
+from fedcl.core.samples import few_of_each
+from fedcl.core.seeds import seed_of
 from fedcl.core.tree import settle
-from fedcl.record import COSTS, EVALUATIONS, Record, Row, export, open_folder, write_text
+from fedcl.record import (
+    COSTS,
+    EVALUATIONS,
+    Record,
+    Row,
+    export,
+    open_folder,
+    write_samples,
+    write_text,
+)
 from fedcl.store import Store, check_same, scratch
 from fedcl.summary import privacy_rows
 
@@ -160,6 +171,8 @@ class Journal:
         """
         if self.store is None:
             return
+        if following[1] == 0:
+            self._keep_samples(state, following[0] - 1)
         self.memories.write()
         self.store.commit(
             {
@@ -179,6 +192,17 @@ class Journal:
         self._committed = time.perf_counter()
         if following[1] == 0:
             self.export()
+
+    def _keep_samples(self, state: Any, stage: int) -> None:
+        """Writes a few of the synthetic images that a method has at a stage's end, if it has any.
+
+        That is before the stage is committed: a run that is killed in between makes them again.
+        """
+        seed = seed_of(self.experiment.seed, "samples", stage)
+        found = self.experiment.method.synthetic(state, seed)
+        if found is not None and len(found) and self.folder is not None:
+            rows = few_of_each(found.y, seed).to(found.y.device)
+            write_samples(self.folder, stage, found.take(rows))
 
     def export(self) -> None:
         """Writes the tables into the run's folder, as of the last commit."""

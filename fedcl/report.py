@@ -12,7 +12,7 @@ from typing import Any
 
 from fedcl import metrics
 from fedcl.core.errors import ConfigError
-from fedcl.reporting import figures, group_figures, loss_figures
+from fedcl.reporting import figures, group_figures, loss_figures, samples
 from fedcl.reporting.formulas import DIFFERENCES, METRICS, reason, scenarios
 from fedcl.reporting.groups import (
     Group,
@@ -35,7 +35,10 @@ from fedcl.reporting.views import (
     task_curves,
 )
 
-_FIGURES = ("accuracy_matrix", "accuracy_by_task", "forgetting", "losses", "clients", "traffic")
+_FIGURES = (
+    *("accuracy_matrix", "accuracy_by_task", "forgetting", "losses", "samples"),
+    *("clients", "traffic"),
+)
 _COMPARISON_FIGURES = tuple(
     f"comparison_{name}" for name in ("stages", "rounds", "forgetting", "traffic")
 )
@@ -55,6 +58,10 @@ def write_report(run: Path) -> Path:
     if matrix is None:
         matrix, own_clients = mean_matrix(matrices.values()), len(matrices)
     images = _run_figures(done, matrix, own_clients, matrices)
+    drawn, chosen = samples.read_samples(done.path), None
+    if drawn:
+        chosen = samples.choose(drawn)
+        images["samples"] = samples.grids(drawn, chosen)
     page = render(
         title=f"{done.summary['method']} on {done.summary['stream']}",
         images=images,
@@ -66,6 +73,7 @@ def write_report(run: Path) -> Path:
         matrix=matrix,
         kinds=payloads(done),
         own_clients=own_clients,
+        drawn=chosen,
         command=shlex.join(map(str, done.summary.get("command") or ())),
     )
     return write(done.path, "report.html", page, images, _FIGURES)

@@ -13,6 +13,7 @@ from fedcl.core.federation import Federation
 from fedcl.core.local import masked_logits
 from fedcl.core.model import Net
 from fedcl.core.params import Params
+from fedcl.core.task import Examples
 
 S = TypeVar("S")
 
@@ -113,6 +114,17 @@ class Method(ABC, Generic[S]):
             allowed: (classes,) bool, what the scenario lets a prediction choose from.
         """
         return masked_logits(net(x), allowed)
+
+    def synthetic(self, state: S, seed: int) -> Examples | None:
+        """Returns images that the state holds or can draw, for the record; None without any.
+
+        It is asked at each stage's end, for a few of each class: see `fedcl.core.samples`.
+
+        Args:
+            state: The method's state.
+            seed: Decides which.
+        """
+        return None
 
     def needs(self, sizes: Sizes) -> Needs:
         """Returns what it needs besides the model, so that a run that cannot fit is refused."""

@@ -38,6 +38,7 @@ from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.params import Params, add
 from fedcl.core.pictures import Pictures, Rehearsed, Shipment, beside, pictures
+from fedcl.core.samples import few_of_each
 from fedcl.core.synthesis import Known, Recipe, known_now, synthesise
 from fedcl.core.task import Examples
 
@@ -162,6 +163,13 @@ class Target(Method[State]):
         if not self._replays:
             return state
         return replace(state, known=known_now(fed, state.params, state.known, state.pictures))
+
+    def synthetic(self, state: State, seed: int) -> Examples | None:
+        """Returns some of the present stage's images."""
+        if state.pictures is None:
+            return None
+        few = state.pictures.take(few_of_each(state.pictures.y, seed).to(state.pictures.y.device))
+        return Examples(few.images, few.y)
 
     @property
     def _replays(self) -> bool:
