@@ -3,58 +3,70 @@
 What the data-free methods of this field share. The generator's images shall (DAFL, Chen et al.,
 ICCV 2019; DeepInversion, Yin et al., CVPR 2020; TARGET, Zhang et al., ICCV 2023)
 
-- be of the classes that were asked for, as the teacher sees it: `label_loss`;
-- be where a student does not yet follow the teacher: `disagreement`;
-- give the teacher's layers the statistics of real data: `moments_distance`.
+- be of the classes that were asked for, as the teacher sees it;
+- be where a student does not yet follow the teacher;
+- give the teacher's layers the statistics of real data.
 
-For the third the papers take the running means and variances of the teacher's BatchNorm layers. A
-network with GroupNorm has none. Here clients measure them, once a stage, as a secure sum: for every
-convolution and linear layer the mean and the mean square of each of its input channels, over
-examples and places (`ChannelMoments`). These are the same numbers as BatchNorm's at its output, up
-to its affine map and ReLU. Of the network's input they are taken pixel by pixel, which also gives
-the generator its range. What that reveals: means over all examples of the clients that answered,
-among them the mean image and the standard deviation of each pixel; of no class by itself and, under
-secure aggregation, of no client, but if one client with one example answers, that example.
+`fedcl.core.objective` holds the losses. For the third the papers take the running means and
+variances of the teacher's BatchNorm layers. A network with GroupNorm has none. Here clients measure
+them, once a stage, as a secure sum: for every convolution and linear layer the mean and the mean
+square of each of its input channels, over examples and places (`ChannelMoments`). These are the
+same numbers as BatchNorm's at its output, up to its affine map and ReLU. Of the network's input
+they are taken pixel by pixel, which also gives the generator its range. What that reveals: means
+over all examples of the clients that answered, among them the mean image and the standard deviation
+of each pixel; of no class by itself and, under secure aggregation, of no client, but if one client
+with one example answers, that example.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fedcl.core.distillation import distillation
 from fedcl.core.generator import Generator, balanced
 from fedcl.core.layers import protected_layers
-from fedcl.core.local import masked_logits
 from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.core.seeds import seed_of
 from fedcl.core.task import ClientTask, Examples
 
 INPUT = "moments/input"
-_EDGE = 1e-3  # share of a layer's mean variance that counts as none
 
-Objective = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def channel_moments(net: Net, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns (n, classes) logits, and sums over examples of means and mean squares.
+@dataclass(frozen=True)
+class Look:
+    """What a network makes of inputs; all of it carries gradients.
 
-    By name of the layer's weight they are `moments/<weight>` (2, channels), means over places;
-    `moments/input` is (2, ...), pixel by pixel. Both carry gradients. The layer that gets the
-    network's input itself is left out: the pixels say it all.
+    Attributes:
+        logits: (n, classes).
+        features: (n, d) what the last layer, `head`, gets; (n, 0) without such a layer.
+        sums: Sums over examples of means and mean squares, by name of the layer's weight
+            `moments/<weight>` (2, channels), means over places; `moments/input` is (2, ...), pixel
+            by pixel. The layer that gets the network's input itself is left out: the pixels say it
+            all.
     """
+
+    logits: Tensor
+    features: Tensor
+    sums: dict[str, Tensor]
+
+
+def look(net: Net, x: Tensor) -> Look:
+    """Returns what a network makes of (n, ...) inputs."""
     found = {INPUT: torch.stack([x.sum(0), x.square().sum(0)])}
-    flat, handles = x.flatten(1), []
+    flat, handles, features = x.flatten(1), [], [x.new_zeros(len(x), 0)]
     for name, layer in protected_layers(net.model).items():
 
         def keep(_: object, inputs: tuple[Tensor, ...], name: str = name) -> None:
             rows = inputs[0]
+            if name == "head.weight":
+                features[0] = rows.flatten(1)
             if rows.numel() == x.numel() and torch.equal(rows.flatten(1), flat):
                 return
             # (n, channels, places): of images the second place is the channel, else the last.
@@ -65,7 +77,7 @@ def channel_moments(net: Net, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
         handles.append(layer.register_forward_pre_hook(keep))
     try:
-        return net(x), found
+        return Look(net(x), features[0], found)
     finally:
         for handle in handles:
             handle.remove()
@@ -73,12 +85,12 @@ def channel_moments(net: Net, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 @dataclass(frozen=True)
 class ChannelMoments:
-    """Sums of `channel_moments` and `count/examples`, as a `Statistic` measures them."""
+    """Sums of `Look` and `count/examples`, as a `Statistic` measures them."""
 
     @torch.no_grad()
     def __call__(self, net: Net, rows: Examples, task: ClientTask, message: Any) -> Params:
         """Returns the sums over rows, in float64."""
-        _, sums = channel_moments(net, rows.x)
+        sums = look(net, rows.x).sums
         count = torch.tensor(float(len(rows)), dtype=torch.float64, device=rows.x.device)
         return {name: value.double() for name, value in sums.items()} | {"count/examples": count}
 
@@ -86,7 +98,7 @@ class ChannelMoments:
 @torch.no_grad()
 def moments_of(net: Net, images: Tensor) -> dict[str, Tensor]:
     """Returns the means over images of what `ChannelMoments` sums, in float64."""
-    parts = [channel_moments(net, x)[1] for x in images.split(128)]
+    parts = [look(net, x).sums for x in images.split(128)]
     return {k: torch.stack([p[k].double() for p in parts]).sum(0) / len(images) for k in parts[0]}
 
 
@@ -108,48 +120,6 @@ def spread_of(moments: Tensor) -> Tensor:
     return (moments[1] - moments[0].square()).clamp(min=0).sqrt()
 
 
-# --- The three terms. ---
-
-
-def label_loss(logits: Tensor, labels: Tensor, allowed: Tensor) -> Tensor:
-    """Returns the mean cross-entropy over the logits that (n, classes) `allowed` lets in."""
-    return F.cross_entropy(masked_logits(logits, allowed), labels)
-
-
-def disagreement(teacher: Tensor, student: Tensor, allowed: Tensor) -> Tensor:
-    """Returns the mean over rows of KL(teacher || student), 0 where both name the same class.
-
-    It is to be large (TARGET's boundary support, eq. 5 to 7): images then lie between the
-    decision boundaries of the two. Gradients go through both networks.
-    """
-    rows = distillation(student, teacher, allowed, 1.0)
-    names = [masked_logits(logits, allowed).argmax(1) for logits in (teacher, student)]
-    return (rows * (names[0] != names[1])).mean()
-
-
-def moments_distance(found: Params, wanted: Mapping[str, Tensor]) -> Tensor:
-    """Returns how far means and standard deviations of channels are apart, mean over layers.
-
-    Each layer gives the mean over channels of the two squared distances, over the mean variance of
-    its channels: a number without a unit, 0 where all agree. Papers add the Euclidean distances of
-    means and of variances, whose sizes differ from layer to layer.
-
-    Args:
-        found: `moments/...`, means (not sums) over a batch, with gradients.
-        wanted: Those of real data.
-    """
-    terms = []
-    for name, (mean, square) in wanted.items():
-        variance = (square - mean.square()).clamp(min=0)
-        scale = variance.mean().clamp(min=1e-12)
-        own_mean, own_square = found[name]
-        own = (own_square - own_mean.square()).clamp(min=0)
-        edge = _EDGE * scale  # the root of 0 has no gradient
-        spreads = (own + edge).sqrt() - (variance + edge).sqrt()
-        terms.append(((own_mean - mean).square() + spreads.square()).mean() / scale)
-    return torch.stack(terms).mean()
-
-
 # --- Training. ---
 
 
@@ -164,13 +134,16 @@ class Training:
         batch: int,
         lr: float,
         seed: int,
+        frozen: Sequence[str] = (),
     ) -> None:
-        """Starts from `params`; draws are functions of the seed and the number of the step."""
+        """Starts from `params`, of which the frozen ones stay as they are.
+
+        Draws are functions of the seed and the number of the step.
+        """
         self.generator, self.classes, self.batch, self.seed = generator, classes, batch, seed
         self._own = {k: v.detach().clone() for k, v in params.items()}
-        self._leaves = [
-            v.requires_grad_() for k, v in self._own.items() if k not in generator.fixed
-        ]
+        fixed = {*generator.fixed, *frozen}
+        self._leaves = [v.requires_grad_() for k, v in self._own.items() if k not in fixed]
         self._adam = torch.optim.Adam(self._leaves, lr=lr, betas=(0.5, 0.999))
         self._done = 0
 
@@ -179,7 +152,7 @@ class Training:
         """The generator's parameters as they are now, which the next step changes in place."""
         return {k: v.detach() for k, v in self._own.items()}
 
-    def descend(self, steps: int, objective: Objective) -> None:
+    def descend(self, steps: int, objective: Loss) -> None:
         """Takes steps down `objective(images, labels)`, a scalar."""
         for _ in range(steps):
             at = (self.seed, "step", self._done)

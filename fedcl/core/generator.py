@@ -20,6 +20,7 @@ from fedcl.core.seeds import torch_generator
 from fedcl.core.task import Examples
 
 ROWS = 128  # images that are drawn together
+EMBEDDING = "embedding.weight"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Generator:
         places = _quarter(height) * _quarter(width)
         he = math.sqrt(2.0)  # ReLU halves what goes through
         params = {
-            "embedding.weight": normal(self.classes, self.noise),
+            EMBEDDING: normal(self.classes, self.noise),
             "grow.weight": normal(maps * places, 2 * self.noise, inputs=2 * self.noise),
             "grow.bias": mean.new_zeros(maps * places),
         }
@@ -120,7 +121,7 @@ class Generator:
             labels: (n,) int64.
         """
         _, height, width = self.shape
-        x = torch.cat([noise, params["embedding.weight"][labels]], dim=1)
+        x = torch.cat([noise, params[EMBEDDING][labels]], dim=1)
         x = F.linear(x, params["grow.weight"], params["grow.bias"])
         x = x.unflatten(1, (2 * self.width, _quarter(height), _quarter(width)))
         for index, size in ((1, (_half(height), _half(width))), (2, (height, width))):

@@ -34,12 +34,14 @@ from typing import ClassVar
 from fedcl.core.client import Client, Model, Reply
 from fedcl.core.distillation import Taught, check_distillation
 from fedcl.core.federation import Federation
+from fedcl.core.known import Known, known_now
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
+from fedcl.core.objective import Weights
 from fedcl.core.params import Params, add
 from fedcl.core.pictures import Pictures, Rehearsed, Shipment, beside, pictures
 from fedcl.core.samples import few_of_each
-from fedcl.core.synthesis import Known, Recipe, known_now, synthesise
+from fedcl.core.synthesis import Recipe, synthesise
 from fedcl.core.task import Examples
 
 __all__ = ["Target"]
@@ -162,7 +164,8 @@ class Target(Method[State]):
         """Measures real data's statistics in the model that will be the teacher."""
         if not self._replays:
             return state
-        return replace(state, known=known_now(fed, state.params, state.known, state.pictures))
+        images = state.pictures.images if state.pictures is not None else None
+        return replace(state, known=known_now(fed, state.params, state.known, images))
 
     def synthetic(self, state: State, seed: int) -> Examples | None:
         """Returns some of the present stage's images."""
@@ -182,9 +185,7 @@ class Target(Method[State]):
             steps=self.steps,
             batch=self.batch,
             lr=self.lr,
-            labels=self.labels,
-            moments=self.moments,
-            adversarial=self.adversarial,
+            weights=Weights(self.labels, self.moments, self.adversarial),
             student_steps=self.steps,
             student_lr=self.student_lr,
         )

@@ -15,22 +15,32 @@ from fedcl.core.datafree import (
     INPUT,
     ChannelMoments,
     Training,
-    channel_moments,
-    disagreement,
-    label_loss,
+    look,
     means,
     mixed,
-    moments_distance,
     moments_of,
     spread_of,
 )
 from fedcl.core.distillation import Taught
 from fedcl.core.errors import ConfigError
-from fedcl.core.generator import Generator, balanced
+from fedcl.core.generator import EMBEDDING, Generator, balanced
+from fedcl.core.known import Known
 from fedcl.core.model import Net
+from fedcl.core.objective import (
+    Objective,
+    Weights,
+    allowed_of,
+    beyond,
+    disagreement,
+    label_loss,
+    moments_distance,
+    roughness,
+    sameness,
+)
 from fedcl.core.pictures import Pictures, Rehearsed, Shipment, beside, pictures
+from fedcl.core.prototypes import ClassVectors
 from fedcl.core.statistic import Statistic
-from fedcl.core.synthesis import Known, Recipe, allowed_of, synthesise
+from fedcl.core.synthesis import Anchors, Recipe, synthesise
 from fedcl.core.task import Examples
 from fedcl.models.cnn import Cnn
 from fedcl.models.mlp import Mlp
@@ -112,7 +122,8 @@ def test_channel_moments_are_those_of_hooks_by_hand() -> None:
     params, x = toys.parameters(model), client.data.x
     net = Net(model, params)
     with torch.no_grad():
-        logits, sums = channel_moments(net, x)
+        seen = look(net, x)
+        logits, sums = seen.logits, seen.sums
         maps = F.conv2d(x, params["conv1.weight"], params["conv1.bias"], padding=1)
         maps = F.relu(F.group_norm(maps, 2, params["norm1.weight"], params["norm1.bias"]))
         flat = F.max_pool2d(maps, 2).flatten(1)
@@ -127,7 +138,7 @@ def test_channel_moments_are_those_of_hooks_by_hand() -> None:
     images = toys.client(deep, 6, (1, 8, 8)).data.x
     inputs: list[Tensor] = []
     deep.get_submodule("conv2").register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-    _, found = channel_moments(Net(deep, toys.parameters(deep)), images)
+    found = look(Net(deep, toys.parameters(deep)), images).sums
     places = [inputs[0].mean((2, 3)).sum(0), inputs[0].square().mean((2, 3)).sum(0)]
     assert torch.allclose(found["moments/conv2.weight"], torch.stack(places), rtol=0, atol=1e-12)
 
@@ -178,6 +189,72 @@ def test_labels_are_compared_over_their_own_head() -> None:
     assert float(loss) == pytest.approx(math.log(2) / 2, abs=1e-14)
 
 
+def test_answers_to_a_batch_shall_be_of_all_classes() -> None:
+    sure = 50.0 * torch.eye(3, dtype=torch.float64)
+    every = torch.tensor([[True, True, False]]).expand(4, 3)
+    assert float(sameness(sure[[0, 0, 0, 0]], every)) == pytest.approx(1.0, abs=1e-9)
+    assert float(sameness(sure[[0, 1, 0, 1]], every)) == pytest.approx(0.0, abs=1e-12)
+    quarter = 1 - (0.75 * math.log(4 / 3) + 0.25 * math.log(4)) / math.log(2)
+    assert float(sameness(sure[[0, 1, 0, 0]], every)) == pytest.approx(quarter, abs=1e-9)
+    alone = torch.tensor([[False, True, False]]).expand(4, 3)
+    assert float(sameness(sure[[0, 1, 0, 0]], alone)) == 0.0
+
+
+def test_a_point_is_rough_and_a_plain_image_is_not() -> None:
+    point = torch.zeros(1, 2, 5, 5, dtype=torch.float64)
+    point[0, 1, 2, 2] = 1.0
+    side = math.exp(-0.5) / (1 + 2 * math.exp(-0.5))
+    middle = 1 - 2 * side
+    blurred = torch.tensor([side, middle, side], dtype=torch.float64)
+    away = torch.outer(blurred, blurred)
+    away[1, 1] -= 1.0
+    expected = float(away.square().sum()) / 50
+    assert float(roughness(point)) == pytest.approx(expected, abs=1e-8)
+    assert float(roughness(torch.full((2, 3, 4, 4), 7.0).double())) < 1e-12
+
+
+def test_features_are_free_within_the_radius_of_their_anchor() -> None:
+    features = torch.tensor([[1.0, 1.0], [0.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    away = beyond(features, torch.tensor([[1.0, 1.2], [1.0, 0.0]]).double(), 0.5)
+    assert away.tolist() == [0.0, 2.0]  # mean squares 0.02 and 2.5
+    (gradient,) = torch.autograd.grad(away.sum(), features)
+    assert gradient.tolist() == [[0.0, 0.0], [-1.0, 2.0]]
+
+
+def test_anchors_are_no_negative_numbers_and_have_the_size_asked_for() -> None:
+    rows = Anchors(size=0.5)(3, 40)
+    assert float(rows.min()) == 0.0
+    assert torch.allclose(rows.square().mean(1), torch.full((3,), 0.25).double(), atol=1e-12)
+    frame = ClassVectors()(3, 40)
+    kept = frame > 0
+    assert bool(((rows > 0) == kept).all())
+    for row, own, mask in zip(rows, frame, kept, strict=True):
+        assert float((row[mask] / own[mask]).std()) < 1e-12
+
+
+def test_an_objective_is_the_sum_of_its_weighted_losses() -> None:
+    teacher, known, x = world()
+    images, labels = x[:12], torch.arange(12) % 3
+    anchors = Anchors()(3, 8)
+    seen = look(teacher, images)
+    found = {k: v / 12 for k, v in seen.sums.items()}
+    allowed = ONE_HEAD.expand(12, 3)
+    pupil = teacher.at({k: v.roll(1, 0) for k, v in (teacher.params or {}).items()})
+    expected = (
+        0.5 * label_loss(seen.logits, labels, allowed)
+        + 2.0 * moments_distance(found, {k: v + 1.0 for k, v in known.moments.items()})
+        - 3.0 * disagreement(seen.logits, pupil(images), allowed)
+        + 4.0 * sameness(seen.logits, allowed)
+        + 5.0 * roughness(images)
+        + 6.0 * beyond(seen.features, anchors[labels], 0.1).mean()
+    )
+    wanted = {k: v + 1.0 for k, v in known.moments.items()}
+    weights = Weights(0.5, 2.0, 3.0, 4.0, 5.0, 6.0)
+    objective = Objective(teacher, ONE_HEAD, wanted, weights, anchors, 0.1)
+    assert float(objective(images, labels, pupil)) == pytest.approx(float(expected), abs=1e-12)
+    assert float(disagreement(seen.logits, pupil(images), allowed)) > 0.01
+
+
 # --- Training. ---
 
 
@@ -200,7 +277,7 @@ def world() -> tuple[Net, Known, Tensor]:
     return teacher, Known(ONE_HEAD, (0, 1, 2), moments_of(teacher, x), 90.0), x
 
 
-RECIPE = Recipe(images=60, rounds=3, steps=60, batch=32, adversarial=1.0, student_steps=10)
+RECIPE = Recipe(images=60, rounds=3, steps=60, batch=32, student_steps=10)
 
 
 def test_images_are_of_the_classes_asked_for_and_have_the_data_s_statistics() -> None:
@@ -230,12 +307,27 @@ def test_without_an_adversary_the_student_does_not_matter_and_with_one_it_does()
     ones = {k: v - 0.5 for k, v in (teacher.params or {}).items()}
 
     def made(student: dict[str, Tensor], adversarial: float) -> Tensor:
-        recipe = replace(RECIPE, adversarial=adversarial, steps=10, first=1)
+        weights = Weights(adversarial=adversarial)
+        recipe = replace(RECIPE, weights=weights, steps=10, first=1)
         return synthesise(teacher, student, known, known.generator(3, 4), recipe, 5)[0].x
 
     assert torch.equal(made(zeros, 0.0), made(ones, 0.0))
     assert not torch.equal(made(zeros, 1.0), made(ones, 1.0))
     assert torch.equal(made(zeros, 1.0)[:30], made(ones, 0.0)[:30])  # none in the first kept round
+
+
+def test_anchored_images_lie_nearer_to_their_anchors_and_embeddings_stay() -> None:
+    teacher, known, _ = world()
+    student, anchors = dict(teacher.params or {}), Anchors()
+    rows = {}
+    for weight in (0.0, 20.0):
+        weights = Weights(anchors=weight)
+        recipe = Recipe(images=60, rounds=2, steps=60, batch=32, weights=weights, anchors=anchors)
+        made, params = synthesise(teacher, student, known, known.generator(3, 8), recipe, 5)
+        rows[weight] = beyond(look(teacher, made.x).features, anchors(3, 8)[made.y], 0.0).mean()
+        directions = anchors.vectors(3, 64) * 8.0
+        assert torch.equal(params[EMBEDDING], directions)
+    assert float(rows[20.0]) < 0.8 * float(rows[0.0])
 
 
 def test_training_leaves_the_range_as_it_is_and_descends_the_same_in_pieces() -> None:
@@ -318,7 +410,7 @@ def test_without_images_or_with_old_ones_a_client_has_its_own_examples() -> None
 
 @pytest.mark.parametrize(
     "options",
-    [{"rounds": 1}, {"images": 3}, {"batch": 0}, {"lr": 0.0}, {"moments": -1.0}, {"steps": -1}],
+    [{"rounds": 1}, {"images": 3}, {"batch": 0}, {"lr": 0.0}, {"steps": -1}],
 )
 def test_refuses_recipes(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):

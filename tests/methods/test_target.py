@@ -11,7 +11,7 @@ import torch
 import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
-from fedcl.core.datafree import INPUT, channel_moments
+from fedcl.core.datafree import INPUT, look
 from fedcl.core.errors import ConfigError
 from fedcl.core.method import Sizes
 from fedcl.core.model import Net
@@ -122,7 +122,7 @@ def test_the_server_knows_the_statistics_of_all_data_and_replaces_what_is_gone(
     assert first.classes == (0, 1) and first.examples == len(data[0])
     assert first.heads.tolist() == [[True, True, False, False]]
     with torch.no_grad():
-        _, sums = channel_moments(Net(model, states[1].params), data[0])
+        sums = look(Net(model, states[1].params), data[0]).sums
     own = {k: v / len(data[0]) for k, v in sums.items()}
     assert distance(first.moments, own) < 1e-12
     last = states[3].known  # the checkpoint after the last round precedes the stage's end
