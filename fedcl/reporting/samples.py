@@ -117,7 +117,7 @@ def grids(samples: Mapping[int, Samples], shown: Shown) -> Figure:
     across = len(blocks) * (width + 2 * _GAP)
     wide = min(WIDTH, max(2.2, 0.5 * shown.each * len(blocks)) + 0.9)
     figure = page(wide, (wide - 0.9) * height / across + 0.55)
-    figure.get_layout_engine().set(w_pad=0.05, wspace=0.01)  # type: ignore[union-attr]
+    figure.set_layout_engine("constrained", w_pad=0.05, wspace=0.01)
     style: dict[str, Any] = {"sharey": True, "squeeze": False}
     panels = figure.subplots(1, len(blocks), **style)[0]
     tall = height / len(shown.classes)
@@ -140,7 +140,8 @@ def _coloured(images: Floats) -> Floats:
     """Returns (n, height, width, 3) or (n, height, width, 1)."""
     if images.shape[1] == 3:
         return np.moveaxis(images, 1, -1)
-    return images.mean(axis=1)[..., None]
+    grey: Floats = np.moveaxis(images.mean(axis=1, keepdims=True), 1, -1)
+    return grey
 
 
 def _block(samples: Samples, shown: Shown, low: float, span: float) -> npt.NDArray[np.float64]:
