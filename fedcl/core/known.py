@@ -13,6 +13,7 @@ from fedcl.core.distillation import known_heads
 from fedcl.core.errors import ConfigError
 from fedcl.core.generator import Generator
 from fedcl.core.params import Params
+from fedcl.core.pictures import Pictures
 from fedcl.core.statistic import Statistic
 
 if TYPE_CHECKING:
@@ -73,3 +74,20 @@ def known_now(
         found = mixed([(count, found), (before.examples, old)])
         count += before.examples
     return Known(known_heads(heads, fed.task, params), fed.task.seen, found, count)
+
+
+@dataclass(frozen=True)
+class Shipping:
+    """State of a server that ships images.
+
+    Attributes:
+        params: The model.
+        first: The freshly initialised one, from which students start.
+        known: What the model of the last stage's end knows.
+        pictures: The present stage's images.
+    """
+
+    params: Params
+    first: Params
+    known: Known | None = None
+    pictures: Pictures | None = None

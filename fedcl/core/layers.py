@@ -6,7 +6,7 @@ Projection, analytic and prototype methods need them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,14 @@ def head_inputs(net: Net, x: Tensor) -> Tensor:
     finally:
         handle.remove()
     return found[0].flatten(1)
+
+
+def head_answers(net: Net, features: Tensor) -> Tensor:
+    """Returns the (n, classes) logits that the last layer `head` makes of (n, d) features."""
+    own = net.params or {}
+    if "head.weight" in own:
+        return F.linear(features, own["head.weight"], own.get("head.bias"))
+    return cast("Tensor", net.model.get_submodule("head")(features))
 
 
 def layer_inputs(model: nn.Module, params: Params, x: Tensor) -> dict[str, Tensor]:

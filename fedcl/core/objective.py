@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedcl.core.anchors import beyond
 from fedcl.core.datafree import look
 from fedcl.core.distillation import distillation
 from fedcl.core.local import masked_logits
@@ -148,7 +149,8 @@ def sameness(logits: Tensor, allowed: Tensor) -> Tensor:
     if count < 2:
         return logits.new_zeros(())
     mean = F.softmax(masked_logits(logits, allowed), dim=1).mean(0)
-    return 1.0 - torch.special.entr(mean.clamp(min=1e-30)).sum() / math.log(count)
+    entropy: Tensor = torch.special.entr(mean.clamp(min=1e-30)).sum()
+    return 1.0 - entropy / math.log(count)
 
 
 def roughness(images: Tensor) -> Tensor:
@@ -162,11 +164,3 @@ def roughness(images: Tensor) -> Tensor:
     wide = F.pad(images, (1, 1, 1, 1), mode="replicate")
     blurred = F.conv2d(wide, kernel.expand(channels, 1, 3, 3), groups=channels)
     return (images - blurred).square().mean()
-
-
-def beyond(features: Tensor, anchors: Tensor, radius: float) -> Tensor:
-    """Returns (n,) values max(0, mean over numbers of (features - anchors)^2 - radius).
-
-    LANDER's bounding loss: within the radius a feature is free.
-    """
-    return ((features - anchors).square().mean(1) - radius).clamp(min=0)

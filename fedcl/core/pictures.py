@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedcl.core.client import Client
-from fedcl.core.distillation import Taught, answers, over_heads
+from fedcl.core.datafree import look
+from fedcl.core.distillation import ROWS, Taught, answers, over_heads
 from fedcl.core.local import masked_logits
 from fedcl.core.model import Net
 from fedcl.core.seeds import torch_generator
@@ -29,6 +30,7 @@ class Pictures:
         step: () the difference of two codes.
         y: (n,) int64 labels.
         logits: (n, classes) the teacher's.
+        features: (n, d) what the teacher's last layer got, or None where nobody asks for it.
     """
 
     codes: Tensor
@@ -36,6 +38,7 @@ class Pictures:
     step: Tensor
     y: Tensor
     logits: Tensor
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -47,7 +50,9 @@ class Pictures:
 
     def take(self, rows: Tensor) -> Pictures:
         """Returns the chosen rows, in the order given."""
-        return replace(self, codes=self.codes[rows], y=self.y[rows], logits=self.logits[rows])
+        features = self.features[rows] if self.features is not None else None
+        chosen = {"codes": self.codes[rows], "y": self.y[rows], "logits": self.logits[rows]}
+        return replace(self, **chosen, features=features)
 
 
 @dataclass(frozen=True)
@@ -63,16 +68,26 @@ class Shipment:
     heads: Tensor
 
 
-def pictures(teacher: Net, rows: Examples) -> Pictures:
+def pictures(teacher: Net, rows: Examples, features: bool = False) -> Pictures:
     """Returns images in bytes from their lowest to their highest number, with a teacher's answers.
 
     The teacher looks at what the bytes stand for, so its answers are what a receiver's would be.
+
+    Args:
+        teacher: The network.
+        rows: Images with labels.
+        features: Whether the teacher's features come along.
     """
     low, high = rows.x.min(), rows.x.max()
     step = (high - low).clamp(min=torch.finfo(low.dtype).tiny) / _LEVELS
     codes = ((rows.x - low) / step).round().clamp(0, _LEVELS).to(torch.uint8)
     found = Pictures(codes, low, step, rows.y, rows.y)
-    return replace(found, logits=answers(teacher, found.images))
+    if not features:
+        return replace(found, logits=answers(teacher, found.images))
+    with torch.no_grad():
+        seen = [look(teacher, x) for x in found.images.split(ROWS)]
+    logits, inner = (torch.cat([getattr(s, k) for s in seen]) for k in ("logits", "features"))
+    return replace(found, logits=logits, features=inner)
 
 
 @dataclass(frozen=True)
@@ -100,12 +115,12 @@ class Rehearsed:
         return batch.extra["own"] * own + self.strength * batch.extra["old"] * old
 
 
-def beside(client: Client, heads: Tensor, ratio: float) -> Examples:
+def beside(client: Client, heads: Tensor, ratio: float, width: int = 0) -> Examples:
     """Returns a client's own examples and as many synthetic ones, drawn anew in each exchange.
 
     Columns are `teacher`, the logits of the images' teacher (own rows have 0), and the weights
     `own` and `old`: 0 for rows of the other kind, and so that a mean over all rows is the sum of
-    the mean over own rows and that over synthetic ones.
+    the mean over own rows and that over synthetic ones; with a width also `features` (n, width).
 
     Args:
         client: Remembers a `Shipment`. One of other heads is out of date: then, and where there is
@@ -113,27 +128,31 @@ def beside(client: Client, heads: Tensor, ratio: float) -> Examples:
         heads: (heads, classes) bool, what the present teacher compares.
         ratio: Synthetic images for each own example; as long as there are enough, none is twice
             there.
+        width: Numbers of a feature, where images come with features; 0 for no such column.
     """
     own, kept = client.data, client.state
-    no_logits = own.x.new_zeros((len(own), heads.shape[1]))
+    none, plain = (own.x.new_zeros((len(own), size)) for size in (heads.shape[1], width))
     if kept is None or not torch.equal(kept.heads, heads):
-        return _weighed(own, no_logits, 1.0, 0.0)
+        return _weighed(own, none, plain, 1.0, 0.0)
     size, count = len(kept.pictures), max(1, round(ratio * len(own)))
     draws = torch_generator(client.seed, "images")
     order = [torch.randperm(size, generator=draws) for _ in range(-(-count // size))]
     drawn = kept.pictures.take(torch.cat(order)[:count].to(own.y.device))
     old = Examples(drawn.images.to(own.x), drawn.y)
+    features = own.x.new_zeros((count, 0)) if drawn.features is None else drawn.features.to(own.x)
     every = len(own) + count
     return join(
         [
-            _weighed(own, no_logits, every / max(1, len(own)), 0.0),
-            _weighed(old, drawn.logits.to(own.x), 0.0, every / count),
+            _weighed(own, none, plain, every / max(1, len(own)), 0.0),
+            _weighed(old, drawn.logits.to(own.x), features, 0.0, every / count),
         ]
     )
 
 
-def _weighed(rows: Examples, teacher: Tensor, own: float, old: float) -> Examples:
+def _weighed(rows: Examples, teacher: Tensor, features: Tensor, own: float, old: float) -> Examples:
     columns = {"teacher": teacher}
+    if features.shape[1]:
+        columns["features"] = features
     for name, value in (("own", own), ("old", old)):
         columns[name] = rows.x.new_full((len(rows),), value)
     return Examples(rows.x, rows.y, columns)

@@ -12,6 +12,7 @@ from functools import partial
 
 from torch import Tensor
 
+from fedcl.core.anchors import Anchors
 from fedcl.core.datafree import INPUT, Training, spread_of
 from fedcl.core.distillation import Taught, answers, distilled
 from fedcl.core.errors import ConfigError
@@ -20,38 +21,9 @@ from fedcl.core.known import Known
 from fedcl.core.model import Net
 from fedcl.core.objective import Objective, Weights
 from fedcl.core.params import Params, not_finite
-from fedcl.core.prototypes import ClassVectors
 from fedcl.core.seeds import seed_of
 from fedcl.core.sgd import Settings
 from fedcl.core.task import Examples, join
-
-
-@dataclass(frozen=True)
-class Anchors:
-    """Where a class's images shall lie in the teacher's features (LANDER).
-
-    Attributes:
-        vectors: A direction for each class; the generator gets it as the label's embedding, too.
-        size: Root mean square of an anchor's numbers.
-        radius: Squared distance a number that is near enough.
-    """
-
-    vectors: ClassVectors = field(default_factory=ClassVectors)
-    size: float = 1.0
-    radius: float = 0.015
-
-    def __post_init__(self) -> None:
-        if not (0 < self.size < float("inf") and 0 <= self.radius < float("inf")):
-            raise ValueError("an anchor's size must be above 0, its radius at least 0, both finite")
-
-    def __call__(self, classes: int, width: int) -> Tensor:
-        """Returns (classes, width) float64 anchors.
-
-        What a network's last layer gets is behind a ReLU in ours, so that no feature can reach a
-        negative number: these are cut to 0 before the length is set.
-        """
-        rows = self.vectors(classes, width).clamp(min=0)
-        return rows / rows.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12) * self.size
 
 
 @dataclass(frozen=True)
@@ -114,8 +86,7 @@ def synthesise(
         ConfigError: The student diverged.
     """
     kind = next(iter(student.values()))
-    wanted = {name: value.to(kind) for name, value in known.moments.items()}
-    start = generator.init(seed, wanted[INPUT][0], spread_of(known.moments[INPUT]))
+    wanted, start = _begun(kind, known, generator, seed)
     anchors, frozen, aim = None, tuple[str, ...](), recipe.anchors
     if aim is not None:
         anchors = aim(*student["head.weight"].shape).to(kind)
@@ -144,3 +115,44 @@ def synthesise(
             message, heat = Taught(follower, known.heads), recipe.temperature
             follower = distilled(teacher.model, message, rows, logits, heat, settings, at)
     return join(kept), training.params
+
+
+def trained(
+    teacher: Net,
+    known: Known,
+    generator: Generator,
+    weights: Weights,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+) -> Params:
+    """Returns a generator's parameters after training against a teacher, without a student.
+
+    Args:
+        teacher: The network that knows the classes.
+        known: What it knows.
+        generator: Its architecture.
+        weights: Of its losses.
+        steps: Steps of Adam.
+        batch: Images of a step.
+        lr: Adam's learning rate.
+        seed: Seed of all draws.
+
+    Raises:
+        ConfigError: The generator diverged.
+    """
+    wanted, start = _begun(next(iter((teacher.params or {}).values())), known, generator, seed)
+    training = Training(generator, start, known.classes, batch, lr, seed)
+    training.descend(steps, Objective(teacher, known.heads, wanted, weights))
+    if not_finite(training.params):
+        raise ConfigError("the generator holds NaN or infinity: lower its learning rate")
+    return training.params
+
+
+def _begun(
+    like: Tensor, known: Known, generator: Generator, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Returns the statistics and first parameters of a generator in the type of a tensor."""
+    wanted = {name: value.to(like) for name, value in known.moments.items()}
+    return wanted, generator.init(seed, wanted[INPUT][0], spread_of(known.moments[INPUT]))

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from fedcl.core import (
     analytic,
+    anchors,
+    carried,
     client,
     datafree,
     distillation,
@@ -64,6 +66,8 @@ def vocabulary(method: Any = None, *modules: ModuleType) -> Vocabulary:
         task,
         client,
         analytic,
+        anchors,
+        carried,
         datafree,
         distillation,
         generator,

@@ -34,38 +34,21 @@ from typing import ClassVar
 from fedcl.core.client import Client, Model, Reply
 from fedcl.core.distillation import Taught, check_distillation
 from fedcl.core.federation import Federation
-from fedcl.core.known import Known, known_now
+from fedcl.core.known import Shipping
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.objective import Weights
 from fedcl.core.params import Params, add
-from fedcl.core.pictures import Pictures, Rehearsed, Shipment, beside, pictures
-from fedcl.core.samples import few_of_each
-from fedcl.core.synthesis import Recipe, synthesise
+from fedcl.core.pictures import Rehearsed, Shipment, beside
+from fedcl.core.shipping import measured, shipped, shipping_needs, some_of
+from fedcl.core.synthesis import Recipe
 from fedcl.core.task import Examples
 
 __all__ = ["Target"]
 
 
 @dataclass(frozen=True)
-class State:
-    """Server state.
-
-    Attributes:
-        params: The model.
-        first: The freshly initialised one, from which students start.
-        known: What the model of the last stage's end knows.
-        pictures: The present stage's images.
-    """
-
-    params: Params
-    first: Params
-    known: Known | None = None
-    pictures: Pictures | None = None
-
-
-@dataclass(frozen=True)
-class Target(Method[State]):
+class Target(Method[Shipping]):
     """Clients distil the last model on synthetic images of old classes while they learn new ones.
 
     Attributes:
@@ -118,40 +101,17 @@ class Target(Method[State]):
         """Returns what images, the student and the generator's training take."""
         if not self._replays:
             return Needs(state=sizes.params)
-        _, classes = sizes.layers.get("head.weight", (0, 0))
-        pixels = sizes.example // sizes.item
-        images = self.images * (pixels + 8 + classes * sizes.item)
-        channels = 8 * 2 * (pixels + sum(d for d, _ in sizes.layers.values()))
-        # Of each image: 5 maps of the generator's width at full size and 4 at half, kept twice, and
-        # what the two networks keep, rows of layer inputs at most.
-        kept = 2 * 6 * self.width * pixels + 2 * sum(
-            sizes.rows[name] * d for name, (d, _) in sizes.layers.items()
-        )
-        return Needs(
-            state=sizes.params + images + channels + sizes.stages * classes,
-            server=sizes.item * self.batch * kept + 4 * sizes.params + self.images * sizes.example,
-            client=int((1 + 2 * self.ratio) * sizes.share + self.images) * sizes.example,
-            reply=channels,
-            memory=images + sizes.stages * classes,
-            everyone=True,
-        )
+        return shipping_needs(sizes, self._recipe(), self.width, self.ratio, features=False)
 
-    def init(self, params: Params) -> State:
+    def init(self, params: Params) -> Shipping:
         """Remembers the first parameters, from which students start."""
-        return State(params, params)
+        return Shipping(params, params)
 
-    def begin_task(self, state: State, fed: Federation) -> State:
+    def begin_task(self, state: Shipping, fed: Federation) -> Shipping:
         """Makes images of all classes of earlier stages, and sends them to all members."""
-        if state.known is None:
-            return state
-        teacher, seed = fed.net(state.params), fed.seed("generator")
-        generator = state.known.generator(len(state.params["head.weight"]), self.width)
-        made, _ = synthesise(teacher, state.first, state.known, generator, self._recipe(), seed)
-        images = pictures(teacher, made)
-        fed.aggregate(self.receive, Shipment(images, state.known.heads), clients=fed.members)
-        return replace(state, pictures=images)
+        return shipped(state, fed, self._recipe(), self.width, self.receive)
 
-    def round(self, state: State, fed: Federation) -> State:
+    def round(self, state: Shipping, fed: Federation) -> Shipping:
         """Adds the mean change of the cohort, which rehearses if there are images."""
         if state.pictures is None or state.known is None:
             local, plain = fed.local(CrossEntropy(self.masked)), Model(state.params)
@@ -160,19 +120,13 @@ class Target(Method[State]):
         change = fed.aggregate(local, Taught(state.params, state.known.heads)).mean
         return replace(state, params=add(state.params, change))
 
-    def end_task(self, state: State, fed: Federation) -> State:
+    def end_task(self, state: Shipping, fed: Federation) -> Shipping:
         """Measures real data's statistics in the model that will be the teacher."""
-        if not self._replays:
-            return state
-        images = state.pictures.images if state.pictures is not None else None
-        return replace(state, known=known_now(fed, state.params, state.known, images))
+        return measured(state, fed) if self._replays else state
 
-    def synthetic(self, state: State, seed: int) -> Examples | None:
+    def synthetic(self, state: Shipping, seed: int) -> Examples | None:
         """Returns some of the present stage's images."""
-        if state.pictures is None:
-            return None
-        few = state.pictures.take(few_of_each(state.pictures.y, seed).to(state.pictures.y.device))
-        return Examples(few.images, few.y)
+        return some_of(state, seed)
 
     @property
     def _replays(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedcl.core.anchors import Anchors, beyond
 from fedcl.core.client import Client, Model
 from fedcl.core.datafree import (
     INPUT,
@@ -30,7 +31,6 @@ from fedcl.core.objective import (
     Objective,
     Weights,
     allowed_of,
-    beyond,
     disagreement,
     label_loss,
     moments_distance,
@@ -40,7 +40,7 @@ from fedcl.core.objective import (
 from fedcl.core.pictures import Pictures, Rehearsed, Shipment, beside, pictures
 from fedcl.core.prototypes import ClassVectors
 from fedcl.core.statistic import Statistic
-from fedcl.core.synthesis import Anchors, Recipe, synthesise
+from fedcl.core.synthesis import Recipe, synthesise
 from fedcl.core.task import Examples
 from fedcl.models.cnn import Cnn
 from fedcl.models.mlp import Mlp
