@@ -1,4 +1,4 @@
-"""What the studies of FOT's published tables share: rows, choices, a queue, numbers side by side.
+"""What studies of published tables share: rows, choices, a queue, numbers side by side.
 
 A cell of a table is a folder `<split>-<row>-<seed>`. It may take hours: the study can be stopped at
 any time and goes on, several processes share its folder, and `--table` prints what there is.
@@ -12,7 +12,7 @@ import tempfile
 import tomllib
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,26 @@ from runner import (
 
 from fedcl.config import available, override
 
-METRICS = ("average_accuracy", "forgetting_first_last")
-# A published cell is reproduced when the means differ by no more than this, in points.
-TOLERANCES = (1.0, 0.7)
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a published table.
+
+    Attributes:
+        name: Key in summary.json.
+        heading: Its column.
+        tolerance: A published cell is reproduced when the means differ by no more, in points.
+    """
+
+    name: str
+    heading: str
+    tolerance: float
+
+
+FOT_METRICS = (
+    Metric("average_accuracy", "average accuracy %", 1.0),
+    Metric("forgetting_first_last", "forgetting (first-last) pp", 0.7),
+)
 
 
 @dataclass(frozen=True)
@@ -44,14 +61,17 @@ class Row:
         changes: Overrides of the study's config, for every split.
         by_split: More of them for one split.
         grid: Values that `--tune` tries, by dotted key.
-        published: (mean, deviation) of average accuracy and of forgetting (first minus last), in
-            percent, by split.
+        published: (mean, deviation) of each of the study's metrics, in percent, by split.
+        elsewhere: What another paper says of it, by split; it is shown, not compared.
+        smoke: Changes for `--smoke` that make a large one small.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
     by_split: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     published: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    smoke: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,9 @@ class Study:
         smoke: Changes for `--smoke`.
         short: Changes for `--short`, a smaller experiment of its own; None when there is none.
         short_rounds: Rounds a task of `--short`.
+        by_split: Changes for all rows of one split.
+        splits: Those that run when none is named; all when empty.
+        metrics: The table's numbers.
     """
 
     title: str
@@ -82,15 +105,19 @@ class Study:
     smoke: Mapping[str, Any]
     short: Mapping[str, Any] | None = None
     short_rounds: int = 0
+    by_split: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    splits: Sequence[str] = ()
+    metrics: Sequence[Metric] = FOT_METRICS
 
     def cell(self, split: str, row: str, seed: int, changes: Mapping[str, Any]) -> Cell:
         """Returns one run of the table."""
         own = self.rows[row]
         common = {"engine": {"name": "vectorized"}, "evaluation.every": 0, "checkpoint.seconds": 60}
+        splits = {**self.by_split.get(split, {}), **own.changes, **own.by_split.get(split, {})}
         return Cell(
             f"{split}-{row}-{seed}",
             self.configs[split],
-            {**common, **changes, **own.changes, **own.by_split.get(split, {}), "seed": seed},
+            {**common, **changes, **splits, "seed": seed},
         )
 
     def rate(self, changes: Mapping[str, Any]) -> float:
@@ -106,7 +133,8 @@ def main(study: Study, description: str, words: Sequence[str]) -> None:
     rounds = f"rounds a task; {study.rounds} is the protocol ({study.tuning_rounds} with --tune)"
     parser.add_argument("--rounds", type=int, default=0, help=rounds)
     parser.add_argument("--rows", nargs="+", choices=study.rows, default=list(study.rows))
-    parser.add_argument("--splits", nargs="+", choices=study.configs, default=list(study.configs))
+    splits = list(study.splits or study.configs)
+    parser.add_argument("--splits", nargs="+", choices=study.configs, default=splits)
     parser.add_argument(
         "--part", type=part, default=(1, 1), help="k/n: for machines that share no folder"
     )
@@ -142,10 +170,12 @@ def main(study: Study, description: str, words: Sequence[str]) -> None:
 
 
 def _smoke(study: Study) -> None:
-    """Runs every row of both splits on synthetic data, and a choice on validation data."""
+    """Runs every row on synthetic data, and a choice on validation data."""
+    tiny = {n: replace(r, changes={**r.changes, **r.smoke}) for n, r in study.rows.items()}
+    study = replace(study, rows=tiny)
     args = Namespace(
         rows=list(study.rows),
-        splits=list(study.configs),
+        splits=list(study.splits or study.configs),
         seeds=[0],
         part=(1, 1),
         table=False,
@@ -188,19 +218,25 @@ def run(study: Study, args: Namespace, changes: Mapping[str, Any], out: Path, ti
         first, parts = args.part
         work(list(cells.values())[first - 1 :: parts], out)
     lines = []
+    has_more = args.compare and any(row.elsewhere for row in study.rows.values())
     for split in args.splits:
         for row in rows:
             published = study.rows[row].published.get(split) if args.compare else None
             own = [cells[split, row, seed] for seed in args.seeds]
-            lines.append([split, row, *_compared(own, out, published)])
+            elsewhere = [study.rows[row].elsewhere.get(split, "")] if has_more else []
+            lines.append([split, row, *_compared(study, own, out, published), *elsewhere])
     headings = ["split", "row"]
-    for metric in ("average accuracy %", "forgetting (first-last) pp"):
-        headings += [metric, "published", "difference"]
-    show(title, [*headings, "reproduced", "learning accuracy %"], lines, out)
+    for metric in study.metrics:
+        headings += [metric.heading, "published", "difference"]
+    headings += ["reproduced", "learning accuracy %", *(["elsewhere"] if has_more else [])]
+    show(title, headings, lines, out)
 
 
 def _compared(
-    cells: Sequence[Cell], out: Path, published: Sequence[tuple[float, float]] | None
+    study: Study,
+    cells: Sequence[Cell],
+    out: Path,
+    published: Sequence[tuple[float, float]] | None,
 ) -> list[str]:
     """Returns a row's numbers beside those published; what is not finished says how far it is."""
     found = {cell.name: summary_of(cell, out) for cell in cells}
@@ -209,16 +245,16 @@ def _compared(
         str(standing_of(cell, out) or "no stage yet") for cell in cells if found[cell.name] is None
     ]
     words, near = [], []
-    for index, (metric, tolerance) in enumerate(zip(METRICS, TOLERANCES, strict=True)):
-        values = [summary[metric] for summary in done]
+    for index, metric in enumerate(study.metrics):
+        values = [summary[metric.name] for summary in done]
         shown = [spread(values, digits=2)] if done else []
-        words.append("; ".join(shown + (far if metric == METRICS[0] else [])))
+        words.append("; ".join(shown + ([] if index else far)))
         if published is None:
             words += ["", ""]
             continue
         mean, deviation = published[index]
         difference = 100 * statistics.mean(values) - mean if done else None
-        near.append(difference is not None and abs(difference) <= tolerance)
+        near.append(difference is not None and abs(difference) <= metric.tolerance)
         words += [
             f"{mean:.2f} ± {deviation:.2f}",
             "" if difference is None else f"{difference:+.2f}",
@@ -246,16 +282,17 @@ def tune(study: Study, args: Namespace, changes: Mapping[str, Any], out: Path) -
             ]
     if not args.table:
         work([cell for cells in tried.values() for cell in cells], out)
-    lines = []
+    lines, names = [], [metric.name for metric in study.metrics]
     for (split, row), cells in tried.items():
         for cell in cells:
             found = summary_of(cell, out)
             if found is None:
                 far = standing_of(cell, out, "validation")
-                lines.append([split, row, cell.name, str(far or "not one stage"), "", ""])
+                blank = [""] * len(study.metrics)
+                lines.append([split, row, cell.name, str(far or "not one stage"), *blank])
                 continue
-            numbers = [spread([found[m]], 2) for m in (*METRICS, "learning_accuracy")]
+            numbers = [spread([found[m]], 2) for m in (*names, "learning_accuracy")]
             lines.append([split, row, cell.name, *numbers])
-    headings = ["split", "row", "candidate", "average accuracy %", "forgetting (first-last) pp"]
+    headings = ["split", "row", "candidate", *(metric.heading for metric in study.metrics)]
     title = f"{study.title}, {changes['training.rounds']} rounds a task, VALIDATION data"
     show(title, [*headings, "learning accuracy %"], lines, out)
