@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
-from fedcl.core.errors import ConfigError
 from fedcl.core.params import Params
 from fedcl.core.seeds import torch_generator
 
@@ -43,7 +43,7 @@ class Encoder:
         seed: Decides the weights: who knows it need not be sent any.
 
     Raises:
-        ConfigError: The shape is no image's.
+        ValueError: The shape is no image's.
     """
 
     shape: tuple[int, ...]
@@ -52,10 +52,7 @@ class Encoder:
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
-            raise ConfigError(
-                f"gradients of images (channels, height, width) can be inverted, not of examples "
-                f"of shape {tuple(self.shape)}"
-            )
+            raise ValueError(f"{self.shape} is no image's channels, height and width")
 
     @property
     def sizes(self) -> dict[str, tuple[int, ...]]:
@@ -65,10 +62,7 @@ class Encoder:
         found: dict[str, tuple[int, ...]] = {}
         for name, inputs in (("conv1", channels), ("conv2", 12), ("conv3", 12)):
             found |= {f"{name}.weight": (12, inputs, 5, 5), f"{name}.bias": (12,)}
-        return found | {
-            "head.weight": (self.classes, 12 * places),
-            "head.bias": (self.classes,),
-        }
+        return found | {"head.weight": (self.classes, 12 * places), "head.bias": (self.classes,)}
 
     def params(self, like: Tensor) -> dict[str, Tensor]:
         """Returns the weights, in the type and on the device of a tensor."""
@@ -90,10 +84,10 @@ class Encoder:
 
 
 def numbers(pixels: int, classes: int) -> int:
-    """Returns about how many weights an `Encoder` has at most, for square images in few channels.
+    """Returns how many weights an `Encoder` has, about at most: of square images in few channels.
 
     Args:
-        pixels: Numbers of an image. In more channels they have fewer places.
+        pixels: Numbers of an image.
         classes: Classes of its logits.
     """
     convolutions = 12 * (3 * 25 + 1) + 2 * 12 * (12 * 25 + 1)
@@ -138,12 +132,18 @@ def mismatch(found: Params, wanted: Params) -> Tensor:
 
 
 def invert(
-    logits: Logits, params: Params, wanted: Params, y: Tensor, start: Tensor, iterations: int
+    logits: Logits,
+    params: Params,
+    wanted: Params,
+    y: Tensor,
+    start: Tensor,
+    iterations: int,
+    tolerance: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the images whose gradients are nearest to those wanted, and their mismatches.
+    """Returns the (n, ...) images of gradients nearest to those wanted, and their (n,) mismatches.
 
-    Some images are sought together, by L-BFGS on the sum of their mismatches. An image whose search
-    breaks down stays what it was at the start.
+    Some images are sought together, by L-BFGS on the sum of their mismatches, each in those of the
+    start. An image whose search breaks down stays what it was then.
 
     Args:
         logits: `logits(params, x)` -> (n, classes), smooth in x.
@@ -152,21 +152,23 @@ def invert(
         y: (n,) their labels.
         start: (n, ...) images to start from.
         iterations: Evaluations of the gradients, at most.
-
-    Returns:
-        (n, ...) images and their (n,) `mismatch`.
+        tolerance: A search ends where a step changes that sum by less.
     """
     images, left = [start[:0]], [start.new_zeros(0)]
     for rows in torch.arange(len(start), device=start.device).split(TOGETHER):
         part = {name: value[rows] for name, value in wanted.items()}
-        found = _search(logits, params, part, y[rows], start[rows], iterations)
-        images.append(found)
-        left.append(mismatch(own_gradients(logits, params, found, y[rows]), part).detach())
+        far = partial(_far, logits, params, part, y[rows])
+        images.append(_search(far, start[rows], iterations, tolerance))
+        left.append(far(images[-1]).detach())
     return torch.cat(images), torch.cat(left)
 
 
+def _far(logits: Logits, params: Params, wanted: Params, y: Tensor, x: Tensor) -> Tensor:
+    return mismatch(own_gradients(logits, params, x, y), wanted)
+
+
 def _search(
-    logits: Logits, params: Params, wanted: Params, y: Tensor, start: Tensor, iterations: int
+    far: Callable[[Tensor], Tensor], start: Tensor, iterations: int, tolerance: float
 ) -> Tensor:
     if not iterations or not len(start):
         return start
@@ -177,12 +179,14 @@ def _search(
         max_eval=iterations,
         history_size=HISTORY,
         tolerance_grad=0.0,
-        tolerance_change=0.0,
+        tolerance_change=tolerance,
         line_search_fn="strong_wolfe",
     )
+    # Small from the start where the last layer's part does not depend on the image.
+    first = far(start).detach().clamp(min=torch.finfo(start.dtype).tiny)
 
     def objective() -> Tensor:
-        loss = mismatch(own_gradients(logits, params, images, y), wanted).sum()
+        loss = (far(images) / first).sum()
         (images.grad,) = torch.autograd.grad(loss, [images])
         return loss.detach()
 

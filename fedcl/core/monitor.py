@@ -15,6 +15,7 @@ from torch import Tensor
 from fedcl.core.analytic import Regressors
 from fedcl.core.client import Reply
 from fedcl.core.distillation import answers
+from fedcl.core.errors import ConfigError
 from fedcl.core.inversion import Encoder, invert, labels_of, own_gradients
 from fedcl.core.local import masked_logits
 from fedcl.core.model import Net
@@ -87,6 +88,11 @@ def reconstruct(
     if not replies:
         return None
     shape = tuple(replies[0].tensors["shape/image"].tolist())
+    if len(shape) != 3:
+        raise ConfigError(
+            f"glfc reconstructs images (channels, height, width), not examples of shape {shape}: "
+            "set method.select = false"
+        )
     encoder = Encoder(shape, classes, seed)
     sent = {
         name: torch.cat([reply.tensors[f"gradients/{name}"] for reply in replies])
