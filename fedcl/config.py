@@ -103,7 +103,7 @@ def override(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
                 raise ConfigError(f"--set {key}: {part!r} is not a table; set {part} as a whole")
         if last == "name" and place.get("name", value) != value:
             place.clear()
-        place[last] = value
+        place[last] = copy.deepcopy(value)  # a later key may change a table that came with this one
     return result
 
 

@@ -131,6 +131,12 @@ def test_names_come_first_whatever_the_order() -> None:
     assert changed == {"method": {"name": "fedavg", "masked": True}}
 
 
+def test_a_later_override_leaves_the_caller_s_table_as_it_was() -> None:
+    own = {"name": "fot"}
+    table = override({}, {"method": own, "method.energy": 0.5})
+    assert table == {"method": {"name": "fot", "energy": 0.5}} and own == {"name": "fot"}
+
+
 def test_an_override_makes_the_tables_on_its_way() -> None:
     assert override({}, {"training.local.lr": 0.1}) == {"training": {"local": {"lr": 0.1}}}
 

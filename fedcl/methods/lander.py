@@ -51,7 +51,8 @@ class Lander(Method[Shipping]):
     """Clients bind features to their classes' anchors, and rehearse synthetic images of old ones.
 
     Attributes:
-        bounding: Factor of B on clients.
+        bounding: Factor of B on clients (5 in the paper, whose layer has 512 features; B is a mean
+            over features, so the narrower the layer, the harder it pulls at each).
         radius: Of B: squared distance a number that is near enough.
         vectors: `orthogonal`, or an .npz or .safetensors file with one (classes, k) array.
         vectors_seed: Seed of the orthogonal frame, or of the projection of k to the features.
@@ -70,7 +71,7 @@ class Lander(Method[Shipping]):
         width: Channels of the generator before its last convolution.
     """
 
-    bounding: float = 5.0
+    bounding: float = 0.5
     radius: float = 0.015
     vectors: str = "orthogonal"
     vectors_seed: int = 0
