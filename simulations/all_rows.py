@@ -63,6 +63,9 @@ ROWS: Mapping[str, Row] = {
     "cfed, masked": _row("cfed", "strength", 0.03, masked=True),
     "prd": _row("prd", "distillation", 1.0),
     "lingo": Row({"name": "lingo"}, "scale", SCALES, 4.0),
+    "target": _row("target", "strength", 1.0),
+    "mfcl": _row("mfcl", "strength", 0.03),
+    "lander": _row("lander", "size", 0.1),
     "osft": _row("osft", "energy", 0.4),
     "fot": _row("fot", "energy", 0.8),
     "fot, head": _row("fot", "energy", 0.8, head="protect"),
@@ -85,6 +88,7 @@ ROWS: Mapping[str, Row] = {
     "refed": _keeping("refed"),
     "fedcbdr": _keeping("fedcbdr"),
     "fpf": _keeping("fpf"),
+    "glfc": _keeping("glfc"),
     "joint": _row("joint"),
 }
 

@@ -56,7 +56,7 @@ class Lander(Method[Shipping]):
         radius: Of B: squared distance a number that is near enough.
         vectors: `orthogonal`, or an .npz or .safetensors file with one (classes, k) array.
         vectors_seed: Seed of the orthogonal frame, or of the projection of k to the features.
-        size: Root mean square of an anchor's numbers.
+        size: Root mean square of an anchor's numbers (theirs is that of the encoder's embeddings).
         current: Factor of the present task's losses from stage 1 on.
         previous: Factor of the images' losses; 0 makes none, and so does `images = 0`.
         growing: Whether both follow the number of old classes, as above.
@@ -75,7 +75,7 @@ class Lander(Method[Shipping]):
     radius: float = 0.015
     vectors: str = "orthogonal"
     vectors_seed: int = 0
-    size: float = 1.0
+    size: float = 0.3
     current: float = 0.2
     previous: float = 0.4
     growing: bool = True
