@@ -126,9 +126,9 @@ def labels_of(bias: Tensor) -> Tensor:
 
 def mismatch(found: Params, wanted: Params) -> Tensor:
     """Returns the (n,) squared distances of two rows of gradients, in those of `wanted` from 0."""
-    far = [(found[name] - value).square().flatten(1).sum(1) for name, value in wanted.items()]
-    size = [value.square().flatten(1).sum(1) for value in wanted.values()]
-    return torch.stack(far).sum(0) / torch.stack(size).sum(0)
+    far = [(found[name] - value).square()[..., None].flatten(1) for name, value in wanted.items()]
+    size = [value.square()[..., None].flatten(1) for value in wanted.values()]
+    return torch.cat(far, 1).sum(1) / torch.cat(size, 1).sum(1)
 
 
 def invert(
