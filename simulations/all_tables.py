@@ -171,6 +171,7 @@ def _line(study: Study, stream: str, name: str, found: Sequence[Mapping[str, Any
     return [name, option, keeps, seen, accuracy, forgetting, *costs, seconds]
 
 
+BROWN = "#7B3F00"  # one family more than the palette of reports has colours
 FAMILIES: Mapping[str, str] = {
     "baseline": GREY,
     "regularisation": ORANGE,
@@ -179,6 +180,7 @@ FAMILIES: Mapping[str, str] = {
     "orthogonal": BLUE,
     "analytic": PURPLE,
     "replay": RED,
+    "generative": BROWN,
     "reference": BLACK,
 }
 GAP = 0.031  # between names, in heights of a plane
