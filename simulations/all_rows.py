@@ -9,7 +9,6 @@ from typing import Any
 MOST = 7  # values of one hyper-parameter
 STRENGTHS = tuple(float(f"{digit}e{power}") for power in range(-6, 6) for digit in (1, 3))
 ENERGIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
-SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98)
 SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
