@@ -5,8 +5,9 @@ LINT := .venv-lint/bin
 # Pinned, and apart from .venv: what flwr pins and what these tools need may clash.
 LINTERS := ruff==0.17.6 mypy==2.4.1 import-linter==2.16
 SOURCES := fedcl simulations tests
-# make test ARGS='-k fot' runs some of the tests.
+# make test ARGS='-k fot' runs some of the tests; each worker is one process of one thread.
 ARGS ?=
+WORKERS ?= 2
 
 .PHONY: demo test lint format clean .venv .venv-lint
 
@@ -14,7 +15,7 @@ demo: .venv
 	$(BIN)/python simulations/demo.py
 
 test: .venv
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: .venv .venv-lint
 	$(LINT)/ruff check $(SOURCES)

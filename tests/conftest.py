@@ -18,6 +18,16 @@ settings.register_profile("fedcl", derandomize=True, database=None, deadline=Non
 settings.load_profile("fedcl")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps what needs Ray in one worker: all of these tests share one session of it."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        marked = item.get_closest_marker("ray") or item.get_closest_marker("flower")
+        if marked or "ray_house" in fixtures:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Hugging Face's packages stay offline and keep their files among those of the tests."""
