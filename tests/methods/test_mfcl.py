@@ -108,7 +108,7 @@ def carrying(**changes: Any) -> tuple[Any, Carried]:
     drawing = DRAWS.init(3, zeros, torch.ones_like(zeros))
     heads = torch.tensor([[True, True, False, False]])
     carried = Carried(DRAWS, drawing, toys.parameters(model), heads, (0, 1))
-    given = {"head": (0, 1, 2, 3), "state": carried} | changes
+    given: dict[str, Any] = {"head": (0, 1, 2, 3), "state": carried, **changes}
     return toys.client(model, 4, (1, 4, 4), 4, **given), carried
 
 
