@@ -157,6 +157,7 @@ class Journal:
                 "payload": exchange.program,
                 "steps": exchange.steps,
                 "examples": exchange.examples,
+                "padded": exchange.padded,
                 "seconds": exchange.seconds,
             }
         )

@@ -44,6 +44,7 @@ COSTS = (
     "bytes",
     "steps",
     "examples",
+    "padded",
     "seconds",
 )
 PRIVACY = ("channel", "mechanism", "unit", "epsilon", "delta", "note")

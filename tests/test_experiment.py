@@ -30,7 +30,7 @@ from tests.tiny import (
 )
 
 EVALUATIONS = "round,stage,client,client_stage,model,task,split,metric,value,n"
-COSTS = "round,stage,client,direction,payload,bytes,steps,examples,seconds"
+COSTS = "round,stage,client,direction,payload,bytes,steps,examples,padded,seconds"
 PRIVACY = "channel,mechanism,unit,epsilon,delta,note"
 # DESIGN section 9, and what the report reads.
 PROMISED = [

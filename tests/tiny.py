@@ -117,9 +117,10 @@ def assert_same_folders(a: Path, b: Path) -> None:
     assert summaries[0] == summaries[1]
 
 
-def timeless(costs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns rows of costs without their wall time."""
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in costs]
+def timeless(costs: Sequence[Mapping[str, Any]], *, alike: bool = True) -> list[dict[str, Any]]:
+    """Returns rows of costs without their wall time, and without padding for unlike engines."""
+    without = {"seconds"} if alike else {"seconds", "padded"}
+    return [{key: value for key, value in row.items() if key not in without} for row in costs]
 
 
 def distance(a: Params, b: Params) -> float:

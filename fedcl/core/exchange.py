@@ -25,6 +25,7 @@ class Exchange:
         up: Bytes from all clients, by kind of payload.
         steps: Local optimizer steps of all clients.
         examples: Examples passed through the network by all clients.
+        padded: Further rows that blocks of uneven clients computed and threw away.
         seconds: Wall time.
         total: What the server received as a sum; None when replies were revealed.
         metrics: Weighted means of the clients' metrics.
@@ -38,6 +39,7 @@ class Exchange:
     up: Mapping[str, int]
     steps: int
     examples: int
+    padded: int
     seconds: float
     total: Aggregate | None
     metrics: Mapping[str, float]

@@ -210,6 +210,7 @@ class Federation:
             up=dict(up),
             steps=sum(result.steps for result in results),
             examples=sum(result.examples for result in results),
+            padded=sum(result.padded for result in results),
             seconds=time.perf_counter() - start,
             total=total,
             metrics=total.metrics if total is not None else {},
