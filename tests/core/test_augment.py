@@ -94,7 +94,7 @@ def test_every_path_sees_the_same_views(model: Any, local: Any, path: str) -> No
     serial = fedcl.run(tiny(changes, **tables))
     batched = fedcl.run(tiny(changes, **tables, engine={"name": "vectorized", "path": path}))
     assert distance(serial.params, batched.params) < 1e-9
-    assert timeless(serial.costs) == timeless(batched.costs)
+    assert timeless(serial.costs, alike=False) == timeless(batched.costs, alike=False)
     plain = {key: value for key, value in changes.items() if "augment" not in key}
     assert distance(serial.params, fedcl.run(tiny(plain, **tables)).params) > 1e-4
 
