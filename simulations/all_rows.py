@@ -63,7 +63,7 @@ ROWS: Mapping[str, Row] = {
     "cfed, masked": _row("cfed", "strength", 0.03, masked=True),
     "prd": _row("prd", "distillation", 1.0),
     "lingo": Row({"name": "lingo"}, "scale", SCALES, 4.0),
-    "target": _row("target", "strength", 1.0),
+    "target": _row("target", "strength", 0.3),
     "mfcl": _row("mfcl", "strength", 0.03),
     "lander": _row("lander", "size", 0.1),
     "osft": _row("osft", "energy", 0.4),
