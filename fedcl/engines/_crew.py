@@ -1,7 +1,8 @@
 """Workers on Ray that run jobs: the longest first, two at each worker, results in order.
 
-A worker that dies is replaced, and what it had is run again; a job of which several workers died
-ends the run.
+A worker that dies is replaced, and what it had is run again, each job alone at a worker: which of
+them killed it cannot be told, since a result may be made and not yet sent. A job of which several
+workers died ends the run.
 """
 
 from __future__ import annotations
@@ -53,6 +54,12 @@ class _Place:
     actor: Any
     jobs: deque[tuple[Any, int]] = field(default_factory=deque)
 
+    def has_room(self, alone: bool, suspects: set[int]) -> bool:
+        """Whether it can take another job, or one that must be alone."""
+        if alone or any(index in suspects for _, index in self.jobs):
+            return not self.jobs
+        return len(self.jobs) < _DEPTH
+
 
 class Crew:
     """Workers of one kind."""
@@ -92,6 +99,7 @@ class Crew:
         waiting: list[tuple[float, int]] = []  # a heap, the longest job first
         done: dict[int, Any] = {}
         deaths: Counter[int] = Counter()
+        suspects: set[int] = set()  # what dead workers had
         for place in self._places:
             place.jobs.clear()  # of a run that was not taken to its end
         admitted = 0
@@ -100,7 +108,7 @@ class Crew:
                 while admitted < min(len(jobs), following + _AHEAD * self._workers):
                     heapq.heappush(waiting, (-jobs[admitted].cost, admitted))
                     admitted += 1
-                self._hand_out(jobs, waiting)
+                self._hand_out(jobs, waiting, suspects)
                 fronts = {place.jobs[0][0]: place for place in self._places if place.jobs}
                 reference = self._wait(tuple(fronts))
                 if reference not in fronts:
@@ -120,13 +128,20 @@ class Crew:
                             "training.fold"
                         ) from error
                     for _, lost in self._bury(place):
+                        suspects.add(lost)
                         heapq.heappush(waiting, (-jobs[lost].cost, lost))
             yield done.pop(following)
 
-    def _hand_out(self, jobs: Sequence[Job], waiting: list[tuple[float, int]]) -> None:
-        """Gives jobs to the workers that have room, first to the one with the least to do."""
+    def _hand_out(
+        self, jobs: Sequence[Job], waiting: list[tuple[float, int]], suspects: set[int]
+    ) -> None:
+        """Gives jobs to the workers that have room, first to the one with the least to do.
+
+        A suspect is alone at its worker, so that the next death is laid to nobody else.
+        """
         while waiting:
-            room = [place for place in self._places if len(place.jobs) < _DEPTH]
+            alone = waiting[0][1] in suspects
+            room = [place for place in self._places if place.has_room(alone, suspects)]
             if not room:
                 return
             place = min(room, key=lambda place: sum(jobs[index].cost for _, index in place.jobs))
