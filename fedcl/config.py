@@ -174,6 +174,15 @@ def _check(experiment: Experiment) -> None:
             f"[aggregation] {rule!r} takes replies as they are, but [[channel]] changes their sum: "
             'take "mean" or remove the channel'
         )
+    channel = experiment.channel
+    protecting = [k for k, step in enumerate(channel) if hasattr(step, "mechanism")]
+    if len(protecting) > 1 or any(
+        not getattr(step, "leaves_tensors", False) for k in protecting for step in channel[k + 1 :]
+    ):
+        raise ConfigError(
+            f"[channel[{protecting[0]}]] bounds what a client sends, but a later step changes that "
+            "again: let it be the last step that changes replies"
+        )
     if method.needs_borders and not experiment.stream.borders:
         raise ConfigError(
             f"method {name!r} must be told where a task ends: set stream.borders = true, or take a "

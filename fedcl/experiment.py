@@ -13,6 +13,7 @@ import torch
 from fedcl.assembly import build_site, check_minimum
 from fedcl.assessment import assess
 from fedcl.config import Experiment
+from fedcl.core.channel import mechanism
 from fedcl.core.door import Door
 from fedcl.core.exchange import Exchange
 from fedcl.core.params import copy
@@ -21,6 +22,8 @@ from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
 from fedcl.forecast import check_room, forecast, occupied
 from fedcl.journal import Journal, opened
+from fedcl.ledgerfile import opened_ledger
+from fedcl.privacy import privacy_summary
 from fedcl.probe import Probe
 from fedcl.record import Record, finish
 from fedcl.rounds import Rounds
@@ -89,11 +92,16 @@ def run(
     folder = None if out is None else Path(out)
     check_room(forecast(experiment, site, before), experiment, folder)
     experiment = tuned(experiment, site, folder if resume else None)
-    with opened(folder, experiment.resolved, experiment.toml, resume) as store:
-        loop = _Loop(experiment, site, Journal(experiment, folder, store), watch)
+    protection = mechanism(experiment.channel)
+    with (
+        opened(folder, experiment.resolved, experiment.toml, resume) as store,
+        opened_ledger(folder, protection, experiment.seed) as (root, ledger),
+    ):
+        loop = _Loop(experiment, site, Journal(experiment, folder, store, ledger), root, watch)
         record = loop.run()
         record.summary = {
             **summarise(experiment, loop.stream, record, joint),
+            **privacy_summary(ledger, protection, loop.stream.stages),
             "engine": experiment.names["engine"],
             "engine_reason": loop.engine_reason,
             "rounds": loop.journal.rounds,
@@ -114,6 +122,7 @@ class _Loop:
     experiment: Experiment
     site: Site
     journal: Journal
+    root: bytes | None
     watch: Callable[[Progress], None] | None
     engine_reason: str = ""
     accuracy: float | None = None
@@ -144,8 +153,13 @@ class _Loop:
             self.memories,
             self.journal.words,
             self.experiment.seed,
-            self.experiment.training.minimum,
+            # A round that is left out or repeated for a count would tell it.
+            self.experiment.training.minimum if self.root is None else 0,
             self.experiment.training.availability,
+            sampling=self.experiment.training.sampling,
+            size=self.experiment.training.cohort,
+            root=self.root,
+            ledger=self.journal.ledger,
         )
         door.committed = first
         try:

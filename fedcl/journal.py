@@ -16,12 +16,15 @@ import torch
 from fedcl import __version__
 from fedcl.config import Experiment
 from fedcl.core import wire
+from fedcl.core.channel import mechanism
 from fedcl.core.errors import ConfigError, ResumeError
 from fedcl.core.exchange import Exchange
+from fedcl.core.ledger import Ledger
 from fedcl.core.memories import Memories
 from fedcl.core.samples import few_of_each
 from fedcl.core.seeds import seed_of
 from fedcl.core.tree import settle
+from fedcl.privacy import privacy_rows
 from fedcl.record import (
     COSTS,
     EVALUATIONS,
@@ -33,7 +36,6 @@ from fedcl.record import (
     write_text,
 )
 from fedcl.store import Store, check_same, scratch
-from fedcl.summary import privacy_rows
 
 
 @contextmanager
@@ -109,6 +111,7 @@ class Journal:
         store: Its checkpoint, or None.
         rounds: Finished rounds of the whole run.
         events: Skipped and repeated rounds.
+        ledger: What was released under differential privacy.
         record: Rows since the last commit; all of them without a store, and once it is `finished`.
         memories: What the clients remember.
     """
@@ -116,6 +119,7 @@ class Journal:
     experiment: Experiment
     folder: Path | None
     store: Store | None
+    ledger: Ledger = field(default_factory=Ledger)
     rounds: int = 0
     events: list[dict[str, int | str]] = field(default_factory=list)
 
@@ -209,7 +213,10 @@ class Journal:
         """Writes the tables into the run's folder, as of the last commit."""
         if self.store is not None and self.folder is not None:
             evaluations, costs = self._rows("evaluations"), self._rows("costs")
-            export(self.folder, evaluations, costs, privacy_rows(self._rows("costs")))
+            privacy = privacy_rows(
+                self._rows("costs"), self.ledger, mechanism(self.experiment.channel)
+            )
+            export(self.folder, evaluations, costs, privacy)
 
     def finished(self) -> Record:
         """Returns the record of a run whose last round is committed, with all of its rows."""

@@ -11,6 +11,7 @@ from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.errors import FedclError
 from fedcl.core.exchange import Exchange
 from fedcl.core.federation import Federation
+from fedcl.core.noise import seed_below
 from fedcl.core.population import sample
 from fedcl.core.seeds import seed_of
 from fedcl.core.site import Site
@@ -70,7 +71,11 @@ class Rounds:
         """Returns the clients that are asked in a round; a repeated one draws anew."""
         training = self.experiment.training
         again = (attempt,) if attempt else ()
-        seed = seed_of(self.experiment.seed, "cohort", stage, number, *again)
+        root = self.door.root
+        if root is None:
+            seed = seed_of(self.experiment.seed, "cohort", stage, number, *again)
+        else:  # who took part is a secret that the accounting relies on
+            seed = seed_below(root, "cohort", stage, number, *again)
         members, turn = self._stream.members(stage), stage * training.rounds + number
         return sample(members, training.cohort, training.sampling, seed, turn)
 

@@ -7,7 +7,7 @@ import math
 import platform
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,6 @@ def summarise(
         "bytes_by_payload": {"up": up, "down": down},
         "steps": _work(record.costs, "steps"),
         "examples": _work(record.costs, "examples"),
-        "epsilon": None,
-        "delta": None,
-        "noise": None,
         "versions": versions(),
     }
 
@@ -219,23 +216,6 @@ def main_split(experiment: Experiment) -> str:
     """Returns the split that a summary speaks of: `test` when it is evaluated."""
     splits = experiment.evaluation.splits
     return "test" if "test" in splits else splits[0]
-
-
-def privacy_rows(costs: Iterable[Row]) -> list[Row]:
-    """Returns one row for each payload that left the clients: nothing protects any of them yet."""
-    payloads = sorted({row["payload"] for row in costs if row["direction"] == "up"})
-    note = "sent as it is: no mechanism bounds what it reveals"
-    return [
-        {
-            "channel": p,
-            "mechanism": "none",
-            "unit": "client",
-            "epsilon": "inf",
-            "delta": None,
-            "note": note,
-        }
-        for p in payloads
-    ]
 
 
 def versions() -> dict[str, str]:

@@ -127,6 +127,9 @@ def add_sums(sums: Params, more: Params) -> dict[str, Tensor]:
 def ridge(sums: Params, gamma: float) -> Tensor:
     """Returns the (m, classes) weights W that solve (H^T H + gamma I) W = H^T Y.
 
+    Noise that protects clients may leave a Gram matrix with negative eigenvalues, which no examples
+    have: they count as 0.
+
     Args:
         sums: What `Correlations` measured.
         gamma: Strength of the penalty, above 0.
@@ -140,6 +143,12 @@ def ridge(sums: Params, gamma: float) -> Tensor:
     # A pivot is what its regressor has beside the others, at least gamma.
     least = len(gram) * torch.finfo(gram.dtype).eps * gram.diagonal()
     if int(failed) or bool((factor.diagonal().square() <= least).any()):
+        values, vectors = torch.linalg.eigh(gram)
+        # The sum of examples has no eigenvalue below gamma but by rounding.
+        if values[0] < gamma - len(gram) * torch.finfo(gram.dtype).eps * values.abs().max():
+            turned = vectors.T @ sums["cross/head"].double()
+            solved: Tensor = vectors @ (turned / values.clamp(min=gamma)[:, None])
+            return solved
         raise ValueError(
             f"gamma = {gamma} is lost in the rounding of the features' Gram matrix: raise it"
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedcl.core.client import Client, Reply
+from fedcl.core.ledger import Mechanism
 from fedcl.core.params import Params
 
 
@@ -42,7 +43,11 @@ class Aggregate:
 
 
 class Transform(Protocol):
-    """One step of a channel: what a file in `channels/` offers."""
+    """One step of a channel: what a file in `channels/` offers.
+
+    A step that clips may have a property `mechanism` (`fedcl.core.ledger.Mechanism`): the door then
+    charges each release, adds the noise to the sum, and divides means by a public constant.
+    """
 
     @property
     def hides_replies(self) -> bool:
@@ -68,6 +73,12 @@ Channel = Sequence[Transform]
 def hides_replies(channel: Channel) -> bool:
     """Returns whether any step hides single replies from the server."""
     return any(step.hides_replies for step in channel)
+
+
+def mechanism(channel: Channel) -> Mechanism | None:
+    """Returns what protects clients in a channel's sums, or None."""
+    found = [getattr(step, "mechanism", None) for step in channel]
+    return next((one for one in found if one is not None), None)
 
 
 def fold(replies: Sequence[Reply], equal: bool) -> Aggregate:

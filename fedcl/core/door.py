@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fedcl.core.aggregation import Aggregation
 from fedcl.core.channel import Channel
 from fedcl.core.engine import Engine
 from fedcl.core.exchange import Audit, Exchange
+from fedcl.core.ledger import Ledger
 from fedcl.core.memories import Memories
 from fedcl.core.wire import Vocabulary
 
@@ -35,6 +36,10 @@ class Door:
         audits: Watchers.
         committed: Stage and round where a resumed run would start now.
         exchanges: Exchanges of the present round, not yet recorded.
+        sampling: How cohorts are drawn.
+        size: Clients of a cohort, on average; 0 for all members.
+        root: Secret root of what protects clients, 32 bytes, or None where nothing does.
+        ledger: What was released.
     """
 
     engine: Engine
@@ -49,3 +54,7 @@ class Door:
     audits: Sequence[Audit] = ()
     committed: tuple[int, int] = (0, 0)
     exchanges: list[Exchange] = field(default_factory=list)
+    sampling: Literal["fixed", "poisson", "round_robin"] = "fixed"
+    size: int = 0
+    root: bytes | None = None
+    ledger: Ledger = field(default_factory=Ledger)

@@ -13,7 +13,7 @@ from torch import nn
 
 from fedcl.core import local as parts
 from fedcl.core.aggregation import aggregate
-from fedcl.core.channel import Aggregate, hides_replies
+from fedcl.core.channel import Aggregate, hides_replies, mechanism
 from fedcl.core.client import Each, Program, Reply
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import BlockResult, Position, Request, program_name
@@ -22,6 +22,7 @@ from fedcl.core.exchange import Exchange, add_block
 from fedcl.core.local import Local, Loss, Penalty, Project
 from fedcl.core.model import Net
 from fedcl.core.params import Params
+from fedcl.core.release import draw_of, nothing_of, release
 from fedcl.core.seeds import numpy_generator, seed_of
 from fedcl.core.task import TaskInfo
 from fedcl.core.tree import bytes_by_kind, settle
@@ -94,9 +95,17 @@ class Federation:
         Raises:
             ClientError: A client's program failed.
         """
-        rule = self._door.aggregation
+        rule, name = self._door.aggregation, program_name(program)
+        protection = mechanism(self._door.channel)
+        draw = None
+        if protection is not None and len(self.members):
+            at = self._position()
+            draw = draw_of(self._door, self.members, self.rounds, at, clients, name)
         position, results, start = self._exchange(program, message, clients, rule.needs_replies)
         total = aggregate(rule, results)
+        if draw is not None and not total.count:
+            # That nobody was drawn must not show: the noise of this sum is released like any other.
+            total = nothing_of(aggregate(rule, self._probe(position, program, message)))
         metrics = {
             name: number / total.weight
             for name, number in total.metrics.items()
@@ -106,6 +115,10 @@ class Federation:
             settle(dict(total.total), self.device), total.weight, total.count, metrics
         )
         door = self._door
+        if protection is not None and draw is not None:
+            total = release(door, protection, draw, position, name, total)
+        elif total.count:
+            door.ledger.bare.add(name)
         for index in reversed(range(len(door.channel))):
             key = seed_of(
                 door.seed, position.stage, position.round, position.exchange, "receive", index
@@ -135,6 +148,7 @@ class Federation:
                 "them: use fed.aggregate, another method, or a channel without secure aggregation"
             )
         position, results, start = self._exchange(program, message, clients, reveal=True)
+        self._door.ledger.bare.add(program_name(program))
         self._book(program, message, clients, position, results, start, None)
         found = [settle(reply, self.device) for result in results for reply in result.replies or ()]
         equal = self._door.aggregation.weights == "equal"
@@ -148,7 +162,7 @@ class Federation:
         reveal: bool,
     ) -> tuple[Position, list[BlockResult], float]:
         door = self._door
-        position = Position(self.task.index, self.round, len(door.exchanges), self.attempt)
+        position = self._position()
         self._check_words(program, message)
         asked = self._asked(clients)
         _check_each(program, message, asked)
@@ -166,6 +180,23 @@ class Federation:
                 f"{answered} of {len(asked)} clients answered; training.minimum is {door.minimum}"
             )
         return position, results, start
+
+    def _position(self) -> Position:
+        exchange = len(self._door.exchanges)
+        return Position(self.task.index, self.round, exchange, self.attempt)
+
+    def _probe(
+        self, position: Position, program: Program[Any] | Local, message: Any
+    ) -> list[BlockResult]:
+        """Returns one member's answer, for its form alone: nothing else of it is kept."""
+        id = next(iter(message.messages), None) if isinstance(message, Each) else self.members[0]
+        if id is None:
+            raise ConfigError(
+                f"program {program_name(program)!r} has a message for nobody, as nobody was drawn, "
+                "so that the form of its sum is not known: sample a larger cohort"
+            )
+        request = Request(position, program, message, reveal=False, committed=self._door.committed)
+        return list(self._door.engine.run(request, (id,), self._door.memories))
 
     def _asked(self, clients: Sequence[int] | None) -> tuple[int, ...]:
         return tuple(sorted(set(self.cohort if clients is None else clients)))

@@ -214,7 +214,11 @@ def extended_basis(
     # Rounding leaves a residual of about 1e-7 of the norm: that is nothing new.
     if rest <= 1e-10 * inputs:
         return old
-    ratio = rest / inputs if rule == "energy" else rho / count
+    part, whole = (rest, inputs) if rule == "energy" else (rho, count)
+    # Noise that protects clients may drown these sums: then nothing new is known.
+    if part <= 0 or whole <= 0:
+        return old
+    ratio = part / whole
     rank = needed_rank(values**power, 1.0 - (1.0 - energy) / ratio)
     if rule == "paper_code":
         rank = max(rank, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -71,6 +72,8 @@ class Group:
 def estimate(values: Iterable[float | None]) -> Estimate:
     """Returns mean and sample standard deviation of the values that are not None."""
     known = [value for value in values if value is not None]
+    if math.inf in known:  # an epsilon without a bound has no spread
+        return Estimate(math.inf, None, len(known))
     return Estimate(
         fmean(known) if known else None, stdev(known) if len(known) > 1 else None, len(known)
     )

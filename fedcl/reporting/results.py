@@ -31,7 +31,8 @@ _OPTIONAL = (
     "average_accuracy_by_stage anytime_accuracy learning_accuracy forgetting forgetting_first_last "
     "forgetting_clipped backward_transfer forward_transfer intransigence local_update_loss "
     "aggregation_loss local_update_loss_by_task aggregation_loss_by_task clients bytes_up "
-    "bytes_down bytes_by_payload steps seconds rounds versions command epsilon delta noise"
+    "bytes_down bytes_by_payload steps seconds rounds versions command epsilon delta noise "
+    "privacy_unit epsilon_by_stage epsilon_rdp"
 )
 _SHAPES = {
     "accuracy_matrix": (list, list),
@@ -104,6 +105,8 @@ class Run:
         value: Any = self.summary
         for key in name.split("."):
             value = value.get(key) if isinstance(value, dict) else None
+        if value == "inf":  # JSON has no infinity
+            return math.inf
         if value is None or _is_number(value):
             number: float | None = value
             return number

@@ -1,0 +1,87 @@
+"""Releases of sums under differential privacy: charged first, then noised, by public constants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedcl.core.channel import Aggregate
+from fedcl.core.door import Door
+from fedcl.core.engine import Position
+from fedcl.core.errors import ConfigError
+from fedcl.core.ledger import Draw, Event, Mechanism
+from fedcl.core.noise import gaussian
+
+
+def draw_of(
+    door: Door,
+    members: Sequence[int],
+    rounds: int,
+    position: Position,
+    clients: Sequence[int] | None,
+    program: str,
+) -> Draw:
+    """Returns how the clients of an exchange came to be asked.
+
+    Args:
+        door: Says how cohorts are drawn.
+        members: Clients with data at this stage.
+        rounds: Rounds of the stage.
+        position: Where in the run.
+        clients: Those whom the method names; None for the cohort.
+        program: Name of the program, for errors.
+
+    Raises:
+        ConfigError: The method names some clients of its own: what they are a sample of is not
+            known.
+    """
+    total = len(members)
+    # What begins or ends a stage asks the cohort of its first or last round again.
+    number = min(max(position.round, 0), rounds - 1)
+    if clients is not None:
+        if len(set(clients)) != total or not all(id in set(clients) for id in members):
+            raise ConfigError(
+                f"program {program!r} asks clients of its own choice, and no proof of privacy "
+                "covers that: ask the cohort or all members, or leave out the channel that "
+                "protects clients"
+            )
+        return Draw("all", total, total, number)
+    expected = min(door.size or total, total)
+    return Draw("all" if expected == total else door.sampling, total, expected, number)
+
+
+def release(
+    door: Door, mechanism: Mechanism, draw: Draw, position: Position, program: str, total: Aggregate
+) -> Aggregate:
+    """Charges the sum of clipped replies to the ledger, then adds noise.
+
+    How many clients answered is not told: weight and count are the expected number.
+
+    Args:
+        door: Holds the ledger and the secret root.
+        mechanism: What bounds the replies.
+        draw: How the clients came to be asked.
+        position: Where in the run.
+        program: Name of the program.
+        total: The sum, of however many replies.
+
+    Raises:
+        ConfigError: It would exceed the budget; nothing is released.
+    """
+    at = (position.stage, position.round, position.exchange)
+    event = Event(*at, program, mechanism.noise_multiplier, mechanism.sensitivity, draw)
+    door.ledger.intend(event, mechanism)
+    assert door.root is not None
+    scale = mechanism.noise_multiplier * mechanism.sensitivity
+    noised: dict[str, Tensor] = {}
+    for name, value in total.total.items():
+        noise = gaussian(door.root, value.shape, scale, "release", *at, position.attempt, name)
+        noised[name] = value.to(torch.float64) + noise.to(value.device)
+    return Aggregate(noised, float(draw.expected), draw.expected)
+
+
+def nothing_of(total: Aggregate) -> Aggregate:
+    """Returns the sum of no replies that has the form of another one."""
+    return Aggregate({name: torch.zeros_like(v) for name, v in total.total.items()}, 0.0, 0)

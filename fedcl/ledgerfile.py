@@ -1,0 +1,99 @@
+"""The privacy ledger of a run on disk: its secret root, and each event before its release."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from fedcl.core.errors import ResumeError
+from fedcl.core.ledger import Draw, Event, Ledger, Mechanism
+from fedcl.core.noise import secret_root, seeded_root
+
+
+@contextmanager
+def opened_ledger(
+    folder: Path | None, mechanism: Mechanism | None, seed: int
+) -> Iterator[tuple[bytes | None, Ledger]]:
+    """Opens a run's ledger for the time of the run; yields the secret root and the ledger.
+
+    The root is None where no mechanism protects clients: then nothing is written.
+
+    Args:
+        folder: The run's folder; None for a run without files, whose root is forgotten at its end.
+        mechanism: What protects clients, or None.
+        seed: The experiment's seed, for noise that is to be repeatable.
+    """
+    if mechanism is None:
+        yield None, Ledger()
+        return
+    if folder is None:
+        yield seeded_root(seed) if mechanism.seeded else secret_root(), Ledger()
+        return
+    file = LedgerFile(folder / "checkpoint")
+    try:
+        root = seeded_root(seed) if mechanism.seeded else file.root()
+        yield root, Ledger(file.append, file.events())
+    finally:
+        file.close()
+
+
+class LedgerFile:
+    """The file `ledger.sqlite` beside a checkpoint; what is written there lasts at once.
+
+    It is apart from the checkpoint, whose last commit may be older than the last release. Nobody
+    but its owner may read it: who knows the root can take the noise away.
+
+    Raises:
+        ResumeError: From any function: the file is damaged, or cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "ledger.sqlite"
+        with self._guard():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._path.touch(mode=0o600)
+            self._path.chmod(0o600)
+            self._db = sqlite3.connect(self._path, isolation_level=None)
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("CREATE TABLE IF NOT EXISTS root (id INTEGER PRIMARY KEY, data BLOB)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS events (data TEXT)")
+
+    def root(self) -> bytes:
+        """Returns the run's secret root, made at the first call."""
+        with self._guard():
+            self._db.execute("INSERT OR IGNORE INTO root VALUES (0, ?)", (secret_root(),))
+            return bytes(self._db.execute("SELECT data FROM root").fetchone()[0])
+
+    def events(self) -> dict[tuple[int, int, int], Event]:
+        """Returns all events by their place, in the order of their writing."""
+        found = {}
+        with self._guard():
+            for (data,) in self._db.execute("SELECT data FROM events ORDER BY rowid"):
+                values = json.loads(data)
+                event = Event(**{**values, "draw": Draw(**values["draw"])})
+                found[event.place] = event
+        return found
+
+    def append(self, event: Event) -> None:
+        """Writes an event, and comes back when it is on the disk."""
+        with self._guard():
+            self._db.execute("INSERT INTO events VALUES (?)", (json.dumps(asdict(event)),))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._db.close()
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError, TypeError, KeyError) as error:
+            raise ResumeError(
+                f"the privacy ledger {self._path} cannot be used: {error}; see to it that the disk "
+                "has room and the file may be written, then add --resume; if it is damaged, start "
+                "anew in another --out"
+            ) from error
