@@ -14,7 +14,7 @@ from fedcl.core.federation import Federation
 from fedcl.core.method import Method
 from fedcl.core.params import Params
 
-SIZE = 4_000
+SIZE = 40_000
 ATTACKS = ("zero", "nan", "one_nan", "inf", "minus_inf", "huge", "tiny", "large", "random")
 RECEIVED: list[Aggregate] = []  # by the server of this process, since somebody emptied it
 
