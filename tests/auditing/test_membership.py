@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -44,7 +45,7 @@ def halves(of: Observed) -> tuple[Observed, Observed]:
     return next(parts), next(parts)
 
 
-ATTACKS = {
+ATTACKS: dict[str, Callable[[Observed], NDArray[np.float64]]] = {
     "lira online": lira,
     "lira offline": lambda of: lira(of, online=False),
     "rmia online": lambda of: rmia(*halves(probable(of))),
