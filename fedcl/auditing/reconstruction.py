@@ -18,7 +18,7 @@ def psnr(found: ArrayLike, original: ArrayLike) -> float:
         found: Numbers of an image, which are put into [0, 1] first; one that is NaN counts as 0.
         original: Its true numbers, in [0, 1].
     """
-    error = float(_errors(_flat([found]), _flat([original]))[0, 0])
+    error = float(_errors(_flat(np.asarray(found)[None]), _flat(np.asarray(original)[None]))[0, 0])
     return -10.0 * math.log10(error) if error > 0 else math.inf
 
 
