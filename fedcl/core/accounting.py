@@ -26,6 +26,7 @@ INTERVAL = 1e-3
 # A loss distribution has a point for each INTERVAL of the loss. What lies beyond protects nothing,
 # and there the bound by Rényi divergences is as good as any.
 TOO_LARGE = 500.0
+NO_NOISE = 1e-100  # its square is still a number
 
 Canonical = tuple[tuple[float, float, int], ...]
 
@@ -129,10 +130,10 @@ def _canonical(charges: Iterable[Charge]) -> Canonical:
 def _bound(charges: Canonical, delta: float, exact: bool) -> float:
     if not charges:
         return 0.0
-    if any(noise == 0 for noise, _, _ in charges):
+    if charges[0][0] < NO_NOISE:
         return math.inf
     # Sums of Gaussian mechanisms without sampling are one Gaussian mechanism.
-    plain = math.sqrt(math.fsum(times / noise**2 for noise, rate, times in charges if rate == 1))
+    plain = math.sqrt(math.fsum(times * (1 / noise) ** 2 for noise, q, times in charges if q == 1))
     sampled = tuple(charge for charge in charges if charge[1] < 1)
     if exact and not sampled:
         return _gaussian_epsilon(plain, delta)
@@ -153,6 +154,9 @@ def _bound(charges: Canonical, delta: float, exact: bool) -> float:
 
 def _gaussian_epsilon(mean: float, delta: float) -> float:
     """Returns epsilon of telling N(mean, 1) from N(0, 1) (Balle and Wang, arXiv:1805.06530)."""
+    most = mean**2 / 2 + mean * math.sqrt(-2 * math.log(delta))
+    if mean < delta or mean > 1e4:  # less than nothing; more than numbers can tell apart
+        return 0.0 if mean < delta else most
 
     def excess(found: float) -> float:
         one = log_ndtr(mean / 2 - found / mean)
@@ -163,7 +167,6 @@ def _gaussian_epsilon(mean: float, delta: float) -> float:
 
     if excess(0.0) <= 0:
         return 0.0
-    most = mean**2 / 2 + mean * math.sqrt(-2 * math.log(delta))
     return float(brentq(excess, 0.0, most, xtol=1e-12))
 
 
@@ -174,23 +177,17 @@ def _divergences(noise: float, rate: float) -> Any:
 
 
 def _divergence(order: int, noise: float, rate: float) -> float:
-    if rate == 1:
-        return order / (2 * noise**2)
     k = np.arange(order + 1)
     ways = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
     terms = ways + k * math.log(rate) + (order - k) * math.log1p(-rate)
-    total = logsumexp(terms + k * (k - 1) / (2 * noise**2))
+    total = logsumexp(terms + k * (k - 1) * (1 / noise) ** 2 / 2)
     return max(float(total), 0.0) / (order - 1)
 
 
 @lru_cache(maxsize=64)
 def _losses(noise: float, rate: float, times: int) -> Any:
-    one = _loss(noise, rate)
-    return one if times == 1 else one.self_compose(times)
-
-
-@lru_cache(maxsize=64)
-def _loss(noise: float, rate: float) -> Any:
+    if times > 1:
+        return _losses(noise, rate, 1).self_compose(times)
     try:
         from dp_accounting.pld import privacy_loss_distribution
     except ImportError as error:
