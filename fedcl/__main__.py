@@ -1,4 +1,4 @@
-"""The command line: `fedcl run`, `show`, `list`, `report`, `flower`; a thin function a command."""
+"""The command line: `fedcl run`, `show`, `report`, ...; a thin function a command."""
 
 from __future__ import annotations
 
@@ -195,8 +195,8 @@ def report(
     out_console.print(str(page), markup=False, soft_wrap=True)
 
 
-# Flower's command stands above this module, as all that needs Flower does, and loads it late.
-app.command(name="flower")(importlib.import_module("fedcl.flower.command").flower)
+for _module, _name in (("fedcl.flower.command", "flower"), ("fedcl.auditcommand", "audit")):
+    app.command(name=_name)(getattr(importlib.import_module(_module), _name))
 
 
 def overrides(settings: list[str] | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import tomli_w
 
 from fedcl.core.aggregation import Aggregation
+from fedcl.core.audit import Audit
 from fedcl.core.channel import Channel, hides_replies
 from fedcl.core.dataset import DatasetFactory
 from fedcl.core.engine import Engine
@@ -48,6 +49,7 @@ class Experiment:
     checkpoint: Checkpoint
     memory: Memory
     aggregation: Aggregation
+    audit: Sequence[Audit] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     resolved: Mapping[str, Any] = field(default_factory=dict)
 
@@ -140,16 +142,14 @@ def parse(table: Mapping[str, Any]) -> Experiment:
         ("memory", Memory),
     ):
         parts[key], resolved[key] = build(cls, table.get(key, {}), key)
-    steps = table.get("channel", [])
-    if not isinstance(steps, list):
-        raise ConfigError(
-            f"channel is a list of tables: write [[channel]] with name = ..., not {steps!r}"
-        )
-    built = [plugin("channels", step, f"channel[{index}]") for index, step in enumerate(steps)]
-    parts["channel"], resolved["channel"] = (
-        tuple(step for step, _ in built),
-        [part for _, part in built],
-    )
+    for key in ("channel", "audit"):
+        steps = table.get(key, [])
+        if not isinstance(steps, list):
+            raise ConfigError(
+                f"{key} is a list of tables: write [[{key}]] with name = ..., not {steps!r}"
+            )
+        built = [plugin(key + "s", step, f"{key}[{index}]") for index, step in enumerate(steps)]
+        parts[key], resolved[key] = tuple(step for step, _ in built), [part for _, part in built]
     experiment = Experiment(**parts, names=names, resolved=resolved)
     _check(experiment)
     return experiment

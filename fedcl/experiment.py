@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,18 @@ import torch
 
 from fedcl.assembly import build_site, check_minimum
 from fedcl.assessment import assess
+from fedcl.audited import examined, opened_watches
 from fedcl.config import Experiment
+from fedcl.core.audit import Watch
 from fedcl.core.channel import mechanism
 from fedcl.core.door import Door
+from fedcl.core.engine import Engine
 from fedcl.core.exchange import Exchange
 from fedcl.core.params import copy
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
+from fedcl.core.watched import Watched
 from fedcl.forecast import check_room, forecast, occupied
 from fedcl.journal import Journal, opened
 from fedcl.ledgerfile import opened_ledger
@@ -99,9 +103,11 @@ def run(
     ):
         loop = _Loop(experiment, site, Journal(experiment, folder, store, ledger), root, watch)
         record = loop.run()
+        findings = examined(experiment, loop.watches, record.params, folder)
         record.summary = {
             **summarise(experiment, loop.stream, record, joint),
             **privacy_summary(ledger, protection, loop.stream.stages),
+            **findings,
             "engine": experiment.names["engine"],
             "engine_reason": loop.engine_reason,
             "rounds": loop.journal.rounds,
@@ -127,6 +133,8 @@ class _Loop:
     engine_reason: str = ""
     accuracy: float | None = None
 
+    watches: Sequence[Watch] = ()
+
     def __post_init__(self) -> None:
         self.stream: Stream = self.site.population.stream  # type: ignore[attr-defined]
         self.method = self.experiment.method
@@ -144,9 +152,12 @@ class _Loop:
             state, channel, first = saved
         else:
             self._evaluate(state, 0, at_end=False, untrained=True)
+        ledger = self.journal.ledger
+        self.watches = opened_watches(self.experiment, self.site, ledger, saved is None)
         engine = self.experiment.engine
+        inner: Engine = self.probe if self.experiment.evaluation.decompose else engine
         door = Door(
-            self.probe if self.experiment.evaluation.decompose else engine,
+            Watched(inner, self.watches, self.site.equal) if self.watches else inner,
             self.experiment.aggregation,
             self.experiment.channel,
             channel,
@@ -159,7 +170,8 @@ class _Loop:
             sampling=self.experiment.training.sampling,
             size=self.experiment.training.cohort,
             root=self.root,
-            ledger=self.journal.ledger,
+            ledger=ledger,
+            watches=self.watches,
         )
         door.committed = first
         try:

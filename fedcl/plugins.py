@@ -37,6 +37,7 @@ KINDS: Mapping[str, type | tuple[str, ...]] = {
     "engines": ("open", "run", "close"),
     "aggregations": ("weights", "needs_replies", "centre"),
     "channels": ("init", "upload", "receive", "hides_replies"),
+    "audits": ("open",),
 }
 _RULES: dict[Any, Mapping[str, type]] = {
     Partition: PARTITIONS,

@@ -138,8 +138,14 @@ def write_samples(folder: Path, stage: int, images: Examples) -> None:
     The same images give the same bytes: NumPy's archives hold no time.
     """
     pixels = images.x.detach().float().cpu().numpy()
-    with _whole(folder / "samples" / f"stage_{stage}.npz") as file:
-        np.savez_compressed(file, images=pixels, labels=images.y.cpu().numpy())
+    arrays = {"images": pixels, "labels": images.y.cpu().numpy()}
+    write_arrays(folder / "samples" / f"stage_{stage}.npz", arrays)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes a compressed archive of arrays, whole or not at all."""
+    with _whole(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def finish(record: Record) -> None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fedcl.core.aggregation import Aggregation
+from fedcl.core.audit import Watch
 from fedcl.core.channel import Channel
 from fedcl.core.engine import Engine
-from fedcl.core.exchange import Audit, Exchange
+from fedcl.core.exchange import Exchange
 from fedcl.core.ledger import Ledger
 from fedcl.core.memories import Memories
 from fedcl.core.wire import Vocabulary
@@ -33,7 +34,7 @@ class Door:
         seed: Seed of the experiment.
         minimum: Replies that a round needs.
         availability: Chance that a client that is asked answers.
-        audits: Watchers.
+        watches: Audits at work.
         committed: Stage and round where a resumed run would start now.
         exchanges: Exchanges of the present round, not yet recorded.
         sampling: How cohorts are drawn.
@@ -51,7 +52,7 @@ class Door:
     seed: int
     minimum: int = 1
     availability: float = 1.0
-    audits: Sequence[Audit] = ()
+    watches: Sequence[Watch] = ()
     committed: tuple[int, int] = (0, 0)
     exchanges: list[Exchange] = field(default_factory=list)
     sampling: Literal["fixed", "poisson", "round_robin"] = "fixed"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 
@@ -43,18 +42,6 @@ class Exchange:
     seconds: float
     total: Aggregate | None
     metrics: Mapping[str, float]
-
-
-class Audit(Protocol):
-    """Who watches: what a file in `audits/` offers. It sees what the server sees, no more."""
-
-    def observe(self, exchange: Exchange) -> None:
-        """Looks at one finished exchange."""
-        ...
-
-    def report(self) -> Mapping[str, float]:
-        """Returns its numbers by name."""
-        ...
 
 
 def add_block(request: Request, results: list[BlockResult], result: BlockResult) -> None:

@@ -247,8 +247,8 @@ class Federation:
             metrics=total.metrics if total is not None else {},
         )
         self._door.exchanges.append(exchange)
-        for audit in self._door.audits:
-            audit.observe(exchange)
+        for watch in self._door.watches:
+            watch.observe(exchange)
 
 
 def _check_each(program: Program[Any] | Local, message: Any, asked: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedcl.core.audit import Release
 from fedcl.core.channel import Aggregate
 from fedcl.core.door import Door
 from fedcl.core.engine import Position
@@ -79,6 +80,9 @@ def release(
     for name, value in total.total.items():
         noise = gaussian(door.root, value.shape, scale, "release", *at, position.attempt, name)
         noised[name] = value.to(torch.float64) + noise.to(value.device)
+    seen = Release(position, program, total.total, noised, scale, mechanism, draw)
+    for watch in door.watches:
+        watch.released(seen)
     return Aggregate(noised, float(draw.expected), draw.expected)
 
 

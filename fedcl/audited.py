@@ -1,0 +1,131 @@
+"""The audits of a run: opened before its first round, and what they found at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedcl.config import Experiment
+from fedcl.core.audit import Finding, Subject, Watch
+from fedcl.core.channel import mechanism
+from fedcl.core.errors import ConfigError
+from fedcl.core.ledger import Ledger
+from fedcl.core.params import Params
+from fedcl.core.site import Site
+from fedcl.record import write_arrays, write_rows
+
+NOTHING: Mapping[str, Any] = {"epsilon_lower": None, "audits": None}
+
+
+def opened_watches(
+    experiment: Experiment, site: Site, ledger: Ledger, whole: bool
+) -> tuple[Watch, ...]:
+    """Begins to watch a run with the audits of its config.
+
+    Args:
+        experiment: The experiment.
+        site: Where its clients run.
+        ledger: What it releases.
+        whole: Whether the run begins now, and does not go on from a checkpoint.
+
+    Raises:
+        ConfigError: There is nothing in this run that an audit could look at.
+    """
+    protection = mechanism(experiment.channel)
+    subject = Subject(
+        site=site,
+        stream=site.population.stream,  # type: ignore[attr-defined]
+        method=experiment.method,
+        seed=experiment.seed,
+        rounds=experiment.training.rounds,
+        sampling=experiment.training.sampling,
+        cohort=experiment.training.cohort,
+        mechanism=protection,
+        spent=lambda: math.inf if protection is None else ledger.epsilon(protection.delta),
+        whole=whole,
+    )
+    watches = []
+    for index, audit in enumerate(experiment.audit):
+        try:
+            watches.append(audit.open(subject))
+        except ConfigError as error:
+            raise ConfigError(f"[audit[{index}]] {error}") from error
+    return tuple(watches)
+
+
+def examined(
+    experiment: Experiment, watches: Sequence[Watch], params: Params, folder: Path | None
+) -> dict[str, Any]:
+    """Returns what summary.json says of audits, and writes their tables.
+
+    `epsilon_lower` is the largest bound from below that one of them gives, or None.
+
+    Args:
+        experiment: The experiment.
+        watches: Its audits, in the order of the config.
+        params: The final global model.
+        folder: The run's folder, or None.
+    """
+    if not watches:
+        return dict(NOTHING)
+    names = _different([part["name"] for part in experiment.resolved["audit"]])
+    found = {name: watch.finish(params) for name, watch in zip(names, watches, strict=True)}
+    if folder is not None:
+        _write(folder / "audit", found)
+    bounds = [f.numbers.get("epsilon_lower") for f in found.values()]
+    lower = max((b for b in bounds if isinstance(b, int | float)), default=None)
+    return {
+        "epsilon_lower": "inf" if lower == math.inf else lower,
+        "audits": {
+            name: {**_plain(finding), "failed": finding.failed, "note": finding.note}
+            for name, finding in found.items()
+        },
+    }
+
+
+def _plain(finding: Finding) -> dict[str, Any]:
+    """JSON has neither infinity nor NaN."""
+    return {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in finding.numbers.items()
+    }
+
+
+def _different(names: Sequence[str]) -> list[str]:
+    """Returns names, numbered from the second of the same on."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in (name.rpartition(":")[2] for name in names):
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return found
+
+
+def _write(folder: Path, found: Mapping[str, Finding]) -> None:
+    for name, finding in found.items():
+        for table, rows in finding.tables.items():
+            columns = list(rows[0]) if rows else []
+            write_rows(folder / f"{_file(name, table)}.csv", columns, rows)
+        for picture, arrays in finding.pictures.items():
+            write_arrays(folder / f"{_file(name, picture)}.npz", arrays)
+
+
+def _file(audit: str, part: str) -> str:
+    return part if part == audit else f"{audit}_{part}"
+
+
+def failures(summary: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the audits that contradict what a run promises."""
+    return [name for name, found in (summary.get("audits") or {}).items() if found["failed"]]
+
+
+def told(summary: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """Yields audit, number and value of all that a summary says of audits, as text."""
+    for name, found in (summary.get("audits") or {}).items():
+        for key, value in found.items():
+            if key not in ("note", "failed"):
+                shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+                yield name, key.replace("_", " "), shown
+        yield name, "note", f"FAILED: {found['note']}" if found["failed"] else found["note"]
