@@ -1,6 +1,6 @@
-"""What does privacy cost? FedAvg, replay, FOT and analytic learning at epsilon 1, 3, 8 and infinity.
+"""What does privacy cost? FedAvg, replay, FOT and analytic learning at several epsilon.
 
-Run: python simulations/private_utility.py --root FOLDER [--unit client|example] [--seeds 0 1 2]
+Run: python simulations/private_utility.py --root FOLDER [--seeds 0 1 2]
 
 The folder has mnist.npz. Every method spends the same epsilon on all that it sends in the whole
 run: who also sends statistics (FOT, analytic) pays for them with more noise. No option was chosen
