@@ -5,6 +5,7 @@ Needs the extra `report`: matplotlib and jinja2.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from fedcl import metrics
 from fedcl.core.errors import ConfigError
-from fedcl.reporting import figures, group_figures, loss_figures, samples
+from fedcl.reporting import figures, group_figures, loss_figures, privacy_figures, samples
 from fedcl.reporting.formulas import DIFFERENCES, METRICS, reason, scenarios
 from fedcl.reporting.groups import (
     Group,
@@ -40,7 +41,7 @@ _FIGURES = (
     *("clients", "traffic"),
 )
 _COMPARISON_FIGURES = tuple(
-    f"comparison_{name}" for name in ("stages", "rounds", "forgetting", "traffic")
+    f"comparison_{name}" for name in ("stages", "rounds", "forgetting", "privacy", "traffic")
 )
 
 
@@ -191,8 +192,24 @@ def _comparison_figures(groups: Sequence[Group]) -> dict[str, bytes]:
     estimates = {g.label: [g.estimate(name) for name in formulas] for g in groups}
     if any(e.mean is not None for row in estimates.values() for e in row):
         images["comparison_forgetting"] = group_figures.forgetting(formulas, estimates)
+    if spendings := _spendings(groups):
+        images["comparison_privacy"] = privacy_figures.spending(spendings)
     images["comparison_traffic"] = group_figures.tradeoff([_place(group) for group in groups])
     return images
+
+
+def _spendings(groups: Sequence[Group]) -> dict[str, list[privacy_figures.Spending]]:
+    """Returns the groups that claim an epsilon, by method; empty where none has a finite one."""
+    found: dict[str, list[privacy_figures.Spending]] = {}
+    for group in groups:
+        epsilon = group.estimate("epsilon").mean
+        if epsilon is None:
+            continue
+        accuracy, forgetting = (group.estimate(n) for n in ("average_accuracy", "forgetting"))
+        own = found.setdefault(str(group.runs[0].summary["method"]), [])
+        own.append(privacy_figures.Spending(epsilon, accuracy, forgetting))
+    finite = any(math.isfinite(s.epsilon) for own in found.values() for s in own)
+    return found if finite else {}
 
 
 def _curve(label: str, curves: Sequence[Mapping[int, float | None]]) -> group_figures.Curve:

@@ -45,13 +45,14 @@ class Place:
     accuracy: Estimate
 
 
-def _style(index: int) -> dict[str, Any]:
+def marking(index: int) -> dict[str, Any]:
     """Returns colour and marker of a group: 21 groups look different, by more than their colour."""
     turn, place = divmod(index, len(CYCLE))
     return {"color": CYCLE[place], "marker": MARKERS[(place + turn) % len(MARKERS)]}
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """Puts the legend below the figure, in as many columns as its words leave room for."""
     handles, labels = axes.get_legend_handles_labels()
     wrapped = ["\n".join(textwrap.wrap(label, 44)) for label in labels]
     columns = 3 if max(map(len, labels), default=0) <= 24 else 2
@@ -67,14 +68,14 @@ def curves(groups: Sequence[Curve], xlabel: str) -> Figure:
         x = np.array(list(group.points))
         mean = np.array(percent(point.mean for point in group.points.values()))
         std = np.array(percent(point.std for point in group.points.values()))
-        style = _style(index) | {"linestyle": DASHES[index // len(CYCLE) % len(DASHES)]}
+        style = marking(index) | {"linestyle": DASHES[index // len(CYCLE) % len(DASHES)]}
         every = max(1, len(x) // 10)
         axes.plot(x, mean, label=group.label, markersize=5, markevery=every, **style)
         axes.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.16, linewidth=0)
     accuracy_axis(axes)
     axes.set(xlabel=xlabel, ylabel="accuracy, mean over\ntasks met so far [%]")
     whole_ticks(axes)
-    _legend(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
@@ -98,7 +99,7 @@ def forgetting(names: Sequence[str], groups: Mapping[str, Sequence[Estimate]]) -
                 )
                 continue
             width, std = 100 * known.mean, None if known.std is None else 100 * known.std
-            axes.barh(row, width, 0.62, color=_style(row)["color"], alpha=0.85)
+            axes.barh(row, width, 0.62, color=marking(row)["color"], alpha=0.85)
             if std is not None:
                 axes.errorbar(width, row, xerr=std, color="black", capsize=3, linewidth=1.1)
         axes.axvline(0, color=GREY, linewidth=1)
@@ -133,7 +134,7 @@ def tradeoff(places: Sequence[Place]) -> Figure:
             linestyle="none",
             markersize=8,
             capsize=3,
-            **_style(index),
+            **marking(index),
         )
     if sizes and max(sizes) > 10 * min(sizes):
         axes.set_xscale("log")
@@ -143,5 +144,5 @@ def tradeoff(places: Sequence[Place]) -> Figure:
     accuracy_axis(axes)
     axes.set(xlabel=f"traffic of the whole run, up and down [{name}]")
     axes.set_ylabel("average accuracy [%]")
-    _legend(figure, axes)
+    legend_below(figure, axes)
     return figure

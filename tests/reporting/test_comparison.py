@@ -1,12 +1,15 @@
 """Several runs side by side: groups differ by more than the seed, with mean and spread over it."""
 
+import math
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 
 from fedcl.core.errors import ConfigError
-from fedcl.report import comparison_table, write_comparison
+from fedcl.report import _spendings, comparison_table, write_comparison
+from fedcl.reporting.groups import group_runs
+from fedcl.reporting.results import read_run
 from tests.fake_runs import write_run
 from tests.report_pages import assert_self_contained, figure_names, shown
 
@@ -38,6 +41,25 @@ def test_a_comparison_groups_by_all_but_the_seed(tmp_path: Path) -> None:
     assert_self_contained(page)
     assert figure_names(tmp_path / "out") == COMPARISON_FIGURES
     assert not (tmp_path / "s0" / "figures").exists()
+
+
+def test_privacy_is_drawn_against_accuracy_where_some_run_has_a_finite_epsilon(
+    tmp_path: Path,
+) -> None:
+    told = {"a": 1.0, "b": 8.0, "c": "inf", "d": None}
+    runs = {
+        name: write_run(tmp_path / name, options={"strength": k}, summary={"epsilon": value})
+        for k, (name, value) in enumerate(told.items())
+    }
+    unbounded = [runs["c"], runs["d"]]
+    write_comparison(unbounded, tmp_path / "without")
+    assert "comparison_privacy" not in figure_names(tmp_path / "without")
+    write_comparison(list(runs.values()), tmp_path / "with")
+    assert "comparison_privacy" in figure_names(tmp_path / "with")
+    groups = [group_runs([read_run(path)])[0] for path in runs.values()]
+    (spent,) = _spendings(groups).values()
+    assert [one.epsilon for one in spent] == [1.0, 8.0, math.inf], "no claim is no point"
+    assert all(one.accuracy.mean == groups[0].estimate("average_accuracy").mean for one in spent)
 
 
 def test_a_mean_is_over_the_seeds_that_have_the_number(tmp_path: Path) -> None:
