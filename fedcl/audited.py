@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcl.config import Experiment
-from fedcl.core.audit import Finding, Subject, Watch
+from fedcl.core.audit import Finding, Repeat, Subject, Watch
 from fedcl.core.channel import mechanism
 from fedcl.core.errors import ConfigError
 from fedcl.core.ledger import Ledger
@@ -20,7 +20,7 @@ NOTHING: Mapping[str, Any] = {"epsilon_lower": None, "audits": None}
 
 
 def opened_watches(
-    experiment: Experiment, site: Site, ledger: Ledger, whole: bool
+    experiment: Experiment, site: Site, ledger: Ledger, whole: bool, repeat: Repeat | None = None
 ) -> tuple[Watch, ...]:
     """Begins to watch a run with the audits of its config.
 
@@ -29,6 +29,7 @@ def opened_watches(
         site: Where its clients run.
         ledger: What it releases.
         whole: Whether the run begins now, and does not go on from a checkpoint.
+        repeat: Runs the same experiment once more.
 
     Raises:
         ConfigError: There is nothing in this run that an audit could look at.
@@ -45,6 +46,7 @@ def opened_watches(
         mechanism=protection,
         spent=lambda: math.inf if protection is None else ledger.epsilon(protection.delta),
         whole=whole,
+        repeat=repeat,
     )
     watches = []
     for index, audit in enumerate(experiment.audit):

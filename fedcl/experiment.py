@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fedcl.assembly import build_site, check_minimum
 from fedcl.assessment import assess
 from fedcl.audited import examined, opened_watches
 from fedcl.config import Experiment
-from fedcl.core.audit import Watch
+from fedcl.core.audit import Records, Watch
 from fedcl.core.channel import mechanism
 from fedcl.core.door import Door
 from fedcl.core.engine import Engine
@@ -30,6 +34,7 @@ from fedcl.ledgerfile import opened_ledger
 from fedcl.privacy import privacy_summary
 from fedcl.probe import Probe
 from fedcl.record import Record, finish
+from fedcl.repeated import Look, repeated
 from fedcl.rounds import Rounds
 from fedcl.summary import read_reference, summarise
 from fedcl.tuning import tuned
@@ -121,6 +126,19 @@ def run(
     return record
 
 
+def repeat(
+    table: Mapping[str, Any], seed: int, kept: NDArray[np.bool_], records: Sequence[Records]
+) -> Sequence[Mapping[int, Tensor]]:
+    """Runs a resolved config once more; see `fedcl.core.audit.Repeat`."""
+    torch.set_num_threads(1)
+    experiment, site = repeated(table, seed, kept)
+    look = Look(experiment, site, records)
+    with opened_ledger(None, mechanism(experiment.channel), seed) as (root, ledger):
+        journal = Journal(experiment, None, None, ledger)
+        _Loop(experiment, site, journal, root, None, look=look).run()
+    return look.found
+
+
 @dataclass
 class _Loop:
     """The state of a run between its rounds."""
@@ -134,6 +152,7 @@ class _Loop:
     accuracy: float | None = None
 
     watches: Sequence[Watch] = ()
+    look: Look | None = None  # instead of evaluations
 
     def __post_init__(self) -> None:
         self.stream: Stream = self.site.population.stream  # type: ignore[attr-defined]
@@ -153,7 +172,8 @@ class _Loop:
         else:
             self._evaluate(state, 0, at_end=False, untrained=True)
         ledger = self.journal.ledger
-        self.watches = opened_watches(self.experiment, self.site, ledger, saved is None)
+        again = partial(repeat, self.experiment.resolved)
+        self.watches = opened_watches(self.experiment, self.site, ledger, saved is None, again)
         engine = self.experiment.engine
         inner: Engine = self.probe if self.experiment.evaluation.decompose else engine
         door = Door(
@@ -251,6 +271,10 @@ class _Loop:
         return planned or self.probe.due(stage, number)
 
     def _evaluate(self, state: Any, stage: int, at_end: bool, untrained: bool = False) -> None:
+        if self.look is not None:
+            if at_end:
+                self.look.at(state, stage)
+            return
         rows, accuracy = assess(
             self.experiment,
             self.stream,

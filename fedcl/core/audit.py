@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedcl.core.client import Reply
+from fedcl.core.dataset import IntArray
 from fedcl.core.engine import Position, Request
 from fedcl.core.exchange import Exchange
 from fedcl.core.ledger import Draw, Mechanism
@@ -45,6 +48,44 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Records:
+    """Records of a task that a repeated run is asked about.
+
+    Attributes:
+        task: The task, which says how their inputs are transformed.
+        train: Rows of the training split.
+        test: Rows of the test split, which no run learns.
+    """
+
+    task: int
+    train: IntArray
+    test: IntArray
+
+
+class Repeat(Protocol):
+    """Runs the same experiment once more; it can be sent to another process."""
+
+    def __call__(
+        self, seed: int, kept: NDArray[np.bool_], records: Sequence[Records]
+    ) -> Sequence[Mapping[int, Tensor]]:
+        """Returns what the method says of the records after each stage, for each task met by then.
+
+        The stream is the same, row by row, but for what is left out; all else that is drawn (model,
+        cohorts, batches, noise) is drawn anew, secret noise from a root of its own.
+
+        Args:
+            seed: Of what is drawn anew.
+            kept: (N,) which rows of the training split clients hold.
+            records: The records, of each task at most once.
+
+        Returns:
+            Of each stage the (train + test, classes) logits by task, on the CPU, -inf where the
+            scenario rules a class out.
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class Subject:
     """What an audit knows of the run that it watches.
 
@@ -59,6 +100,7 @@ class Subject:
         mechanism: What protects clients, or None.
         spent: Returns epsilon of all releases so far; infinite where something was sent bare.
         whole: Whether the run is watched from its beginning; not after a resume.
+        repeat: Runs the same experiment once more; None where it cannot be.
     """
 
     site: Site
@@ -71,6 +113,7 @@ class Subject:
     mechanism: Mechanism | None
     spent: Callable[[], float]
     whole: bool = True
+    repeat: Repeat | None = None
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from fedcl.core.cache import Cache
 from fedcl.core.calendar import Calendar, Ids, Path, used_at
 from fedcl.core.dataset import Dataset, IntArray
 from fedcl.core.fetch import Rows, fetch, join_rows
+from fedcl.core.remaining import Remaining
 from fedcl.core.scenario import Order, Partition, Shares, Task
 from fedcl.core.task import ClientTask, Examples, ScenarioKind, TaskInfo, class_mask
 from fedcl.core.tree import settle
@@ -39,6 +41,8 @@ class Stream:
         fixed: Whether a client keeps the same rows in every task made of the same rows.
         natural: Column that names the client, whose own test rows are then its test share.
         borders: Whether methods are told where a stage begins and ends.
+        kept: Mask of the rows of the training split that clients hold; the others, which an audit
+            leaves out, would have been where they are without it. None for all.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Stream:
     fixed: bool = False
     natural: str = ""
     borders: bool = True
+    kept: npt.NDArray[np.bool_] | None = None
     _memo: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
     _cache: Cache = field(default_factory=lambda: Cache(_CACHE), repr=False, compare=False)
 
@@ -64,6 +69,10 @@ class Stream:
             self._memo[key] = make()
         value: T = self._memo[key]
         return value
+
+    def keeping(self, kept: npt.NDArray[np.bool_]) -> Stream:
+        """Returns the same stream of which only some rows of the training split are held."""
+        return replace(self, kept=kept, _memo={}, _cache=Cache(_CACHE))
 
     @property
     def stages(self) -> int:
@@ -93,7 +102,8 @@ class Stream:
             if self.natural:
                 columns[self.natural] = np.searchsorted(self.natural_ids(), columns[self.natural])
             seed = self.seed if self.fixed else self.seed + 1 + task
-            return self.partition.divide(table.labels[pool], columns, self.clients, seed)
+            shares = self.partition.divide(table.labels[pool], columns, self.clients, seed)
+            return shares if self.kept is None else Remaining(shares, self.kept[pool])
 
         return self._once(("shares", task), divide)
 
