@@ -55,7 +55,8 @@ def _laplace(generator: np.random.Generator, size: int, scale: int) -> Integers:
     negative = generator.random(size) < 0.5
     # Zero would else come twice as often.
     kept = ~(negative & (magnitude == 0))
-    return np.where(negative, -magnitude, magnitude)[kept]
+    found: Integers = np.where(negative, -magnitude, magnitude)[kept]
+    return found
 
 
 def skellam(generator: np.random.Generator, size: int, variance: float) -> Integers:
