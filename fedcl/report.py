@@ -13,7 +13,7 @@ from typing import Any
 
 from fedcl import metrics
 from fedcl.core.errors import ConfigError
-from fedcl.reporting import figures, group_figures, loss_figures, privacy_figures, samples
+from fedcl.reporting import figures, group_figures, leaks, loss_figures, privacy_figures, samples
 from fedcl.reporting.formulas import DIFFERENCES, METRICS, reason, scenarios
 from fedcl.reporting.groups import (
     Group,
@@ -37,7 +37,7 @@ from fedcl.reporting.views import (
 )
 
 _FIGURES = (
-    *("accuracy_matrix", "accuracy_by_task", "forgetting", "losses", "samples"),
+    *("accuracy_matrix", "leak_matrix", "accuracy_by_task", "forgetting", "losses", "samples"),
     *("clients", "traffic"),
 )
 _COMPARISON_FIGURES = tuple(
@@ -63,6 +63,9 @@ def write_report(run: Path) -> Path:
     if drawn:
         chosen = samples.choose(drawn)
         images["samples"] = samples.grids(drawn, chosen)
+    leak = leaks.read_leaks(done.path)
+    if leak is not None:
+        images["leak_matrix"] = leaks.leak_matrix(leak)
     page = render(
         title=f"{done.summary['method']} on {done.summary['stream']}",
         images=images,
@@ -75,6 +78,7 @@ def write_report(run: Path) -> Path:
         kinds=payloads(done),
         own_clients=own_clients,
         drawn=chosen,
+        leak=leak,
         command=shlex.join(map(str, done.summary.get("command") or ())),
     )
     return write(done.path, "report.html", page, images, _FIGURES)
