@@ -151,10 +151,14 @@ def test_a_cell_is_what_that_stage_says_of_that_task(
     seed = seed_of(0, "membership", 0, "run", 3)
     answers = repeat(experiment.resolved, seed, kept, records)
     for (stage, task), cell in found.items():
-        logits = answers[stage][task][: len(rows[task])]
-        labels = torch.from_numpy(stream.dataset.train.labels[rows[task]])
-        wanted = confidence_margin(logits, labels).numpy()
-        np.testing.assert_allclose(cell.margins[3], wanted, atol=1e-9)
+        own, beside = answers[stage][task].split([len(rows[task]), len(records[task].test)])
+        for logits, labels, margins in (
+            (own, stream.dataset.train.labels[rows[task]], cell.margins),
+            # RMIA compares with test records: with nobody whose membership is in question.
+            (beside, stream.dataset.test.labels[records[task].test], cell.population),
+        ):
+            wanted = confidence_margin(logits, torch.from_numpy(labels)).numpy()
+            np.testing.assert_allclose(margins[3], wanted, atol=1e-9)
     assert not np.allclose(found[0, 0].margins, found[1, 0].margins)
 
 
