@@ -82,7 +82,8 @@ def same(root: bytes, shape: Any, scale: float, *place: Any) -> Tensor:
 def flat(root: bytes, shape: Any, scale: float, *place: Any) -> Tensor:
     """Uniform noise of equal variance, whose size alone tells nothing."""
     ranks = torch.special.ndtr(gaussian(root, shape, 1.0, *place))
-    return scale * 12**0.5 * (ranks - 0.5)
+    found: Tensor = scale * 12**0.5 * (ranks - 0.5)
+    return found
 
 
 def skipped(root: bytes, shape: Any, scale: float, *place: Any) -> Tensor:
