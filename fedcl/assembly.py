@@ -6,7 +6,10 @@ import torch
 from torch import nn
 
 from fedcl.config import Experiment
+from fedcl.core.adversary import Attackers
+from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError
+from fedcl.core.guard import Guarded
 from fedcl.core.model import check_model
 from fedcl.core.population import Simulated
 from fedcl.core.schedule import Pace
@@ -40,7 +43,35 @@ def build_site(experiment: Experiment) -> Site:
         equal=experiment.aggregation.weights == "equal",
         device=device,
         precision=experiment.training.precision,
+        strict=not is_guarded(experiment),
         pace=Pace(experiment.training.schedule, stream.stages, experiment.training.rounds),
+    )
+
+
+def is_guarded(experiment: Experiment) -> bool:
+    """Returns whether replies are judged one by one, behind the engine."""
+    return experiment.replies.judged or experiment.adversary.attack != "none"
+
+
+def guarded(experiment: Experiment, site: Site, engine: Engine) -> Engine:
+    """Returns an engine whose replies are attacked and judged as the config says."""
+    if not is_guarded(experiment):
+        return engine
+    stream: Stream = site.population.stream  # type: ignore[attr-defined]
+    own, replies = experiment.adversary, experiment.replies
+    strangers = [id for id in own.clients if id >= stream.clients]
+    if strangers:
+        raise ConfigError(
+            f"[adversary] clients names {strangers}, but ids go from 0 to {stream.clients - 1}"
+        )
+    attackers = Attackers(own, stream.clients, experiment.seed)
+    return Guarded(
+        engine,
+        site,
+        attackers if own.attack != "none" else None,
+        replies.bad == "stop",
+        replies.norm,
+        replies.weight or float(max(1, len(stream.dataset.train.labels))),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from fedcl.core.adversary import Adversary
 from fedcl.core.aggregation import Aggregation
 from fedcl.core.audit import Audit
 from fedcl.core.channel import Channel, hides_replies
@@ -23,7 +24,7 @@ from fedcl.plugins import KINDS as KINDS
 from fedcl.plugins import available as available
 from fedcl.plugins import build, checked, choices, known_keys, plugin
 from fedcl.plugins import find as find
-from fedcl.settings import Checkpoint, Evaluation, Memory, Training
+from fedcl.settings import Checkpoint, Evaluation, Memory, Replies, Training
 from fedcl.streams._scenario import Scenario
 
 
@@ -50,6 +51,8 @@ class Experiment:
     memory: Memory
     aggregation: Aggregation
     audit: Sequence[Audit] = ()
+    replies: Replies = field(default_factory=Replies)
+    adversary: Adversary = field(default_factory=Adversary)
     names: Mapping[str, str] = field(default_factory=dict)
     resolved: Mapping[str, Any] = field(default_factory=dict)
 
@@ -140,6 +143,8 @@ def parse(table: Mapping[str, Any]) -> Experiment:
         ("evaluation", Evaluation),
         ("checkpoint", Checkpoint),
         ("memory", Memory),
+        ("replies", Replies),
+        ("adversary", Adversary),
     ):
         parts[key], resolved[key] = build(cls, table.get(key, {}), key)
     for key in ("channel", "audit"):

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedcl.assembly import build_site, check_minimum
+from fedcl.assembly import build_site, check_minimum, guarded
 from fedcl.assessment import assess
 from fedcl.audited import examined, opened_watches
 from fedcl.config import Experiment
@@ -117,6 +117,7 @@ def run(
             "engine_reason": loop.engine_reason,
             "rounds": loop.journal.rounds,
             "skipped_or_repeated_rounds": loop.journal.events,
+            "rejected_replies": len(loop.journal.rejected),
             "seconds": loop.journal.seconds,
             "command": list(command),
         }
@@ -176,6 +177,7 @@ class _Loop:
         self.watches = opened_watches(self.experiment, self.site, ledger, saved is None, again)
         engine = self.experiment.engine
         inner: Engine = self.probe if self.experiment.evaluation.decompose else engine
+        inner = guarded(self.experiment, self.site, inner)
         door = Door(
             Watched(inner, self.watches, self.site.equal) if self.watches else inner,
             self.experiment.aggregation,

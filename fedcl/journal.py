@@ -28,10 +28,12 @@ from fedcl.privacy import privacy_rows
 from fedcl.record import (
     COSTS,
     EVALUATIONS,
+    REJECTED,
     Record,
     Row,
     export,
     open_folder,
+    write_rows,
     write_samples,
     write_text,
 )
@@ -111,6 +113,7 @@ class Journal:
         store: Its checkpoint, or None.
         rounds: Finished rounds of the whole run.
         events: Skipped and repeated rounds.
+        rejected: Rows of rejected.csv.
         ledger: What was released under differential privacy.
         record: Rows since the last commit; all of them without a store, and once it is `finished`.
         memories: What the clients remember.
@@ -124,6 +127,7 @@ class Journal:
     events: list[dict[str, int | str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.rejected: list[Row] = []
         self.record = Record(folder=self.folder)
         self.words = wire.vocabulary(self.experiment.method)
         shelf = scratch() if self.store is None else self.store.memories
@@ -149,6 +153,10 @@ class Journal:
         return self.rounds
 
     def _book(self, stage: int, exchange: Exchange) -> None:
+        for client, reason in sorted(exchange.rejected.items()):
+            at = exchange.position
+            values = (self.rounds, stage, at.exchange, exchange.program, client, reason)
+            self.rejected.append(dict(zip(REJECTED, values, strict=True)))
         blank = dict.fromkeys(COSTS) | {"round": self.rounds, "stage": stage}
         for direction, sizes in (("down", exchange.down), ("up", exchange.up)):
             for kind, size in sorted(sizes.items()):
@@ -188,6 +196,7 @@ class Journal:
                 "rounds": self.rounds,
                 "seconds": self.seconds,
                 "events": self.events,
+                "rejected": self.rejected,
             },
             wire.dumps((state, tuple(channel)), self.words),
             self.record.evaluations,
@@ -217,6 +226,8 @@ class Journal:
                 self._rows("costs"), self.ledger, mechanism(self.experiment.channel)
             )
             export(self.folder, evaluations, costs, privacy)
+            if self.rejected:
+                write_rows(self.folder / "rejected.csv", REJECTED, self.rejected)
 
     def finished(self) -> Record:
         """Returns the record of a run whose last round is committed, with all of its rows."""
@@ -246,5 +257,6 @@ class Journal:
                 "anew, or name another --out"
             ) from error
         self.rounds, self._spent, self.events = saved.rounds, saved.seconds, saved.events
+        self.rejected = saved.rejected
         channel = settle(list(channel), device)
         return settle(state, device), channel, (saved.stage, saved.round)

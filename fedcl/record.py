@@ -47,6 +47,7 @@ COSTS = (
     "padded",
     "seconds",
 )
+REJECTED = ("round", "stage", "exchange", "program", "client", "reason")
 PRIVACY = ("channel", "mechanism", "unit", "epsilon", "delta", "note")
 
 Row = Mapping[str, Any]

@@ -1,7 +1,8 @@
-"""The tables of a config that belong to no plug-in: training, evaluation, checkpoint, memory."""
+"""The tables of a config that belong to no plug-in, from training to replies."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -140,3 +141,34 @@ class Memory:
         for name in ("cache", "limit"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0 bytes, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Replies:
+    """The table `[replies]`: which replies the server accepts, and what becomes of the others.
+
+    Judged one by one are names, shapes, types, finite numbers, weight, norm, and that a client that
+    was asked answers once. Any option but the defaults costs
+    `vectorized` its fastest path, since replies are then looked at one by one.
+
+    Attributes:
+        bad: A reply that does not fit ends the run (`stop`: in an honest federation training has
+            diverged), or is left out and named in rejected.csv (`reject`).
+        norm: Largest norm of a whole reply; 0 for no bound.
+        weight: Largest weight of a reply; 0 for the number of training examples of all clients.
+    """
+
+    bad: Literal["stop", "reject"] = "stop"
+    norm: float = 0.0
+    weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("norm", "weight"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be at least 0, not {value}")
+
+    @property
+    def judged(self) -> bool:
+        """Whether replies are looked at one by one."""
+        return self.bad == "reject" or self.norm > 0 or self.weight > 0

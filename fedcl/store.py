@@ -37,6 +37,7 @@ class Saved:
         seconds: Wall time spent so far.
         state: Encoded state of method and channel.
         events: Skipped and repeated rounds so far.
+        rejected: Replies left out so far.
     """
 
     stage: int
@@ -45,6 +46,7 @@ class Saved:
     seconds: float
     state: bytes
     events: list[Any]
+    rejected: list[Any]
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class Store:
             row = self._db.execute("SELECT data FROM state").fetchone()
         if row is None:
             return None
-        names = ("stage", "round", "rounds", "seconds", "events")
+        names = ("stage", "round", "rounds", "seconds", "events", "rejected")
         return Saved(state=row[0], **{name: self.meta(name) for name in names})
 
     def rows(self, table: str, columns: Sequence[str]) -> Iterator[Row]:

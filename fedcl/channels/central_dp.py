@@ -58,6 +58,11 @@ class CentralDp:
         return True
 
     @property
+    def bound(self) -> float:
+        """Norm that every reply keeps to: the server leaves out what exceeds it."""
+        return self.clip
+
+    @property
     def mechanism(self) -> Mechanism:
         """What it does, for the ledger."""
         seeded = self.noise == "seeded"

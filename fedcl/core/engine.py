@@ -96,6 +96,7 @@ class BlockResult:
         examples: Examples passed through the network.
         padded: Rows computed and thrown away, because clients of one computation were uneven.
         failures: Clients that did not answer, and why.
+        rejected: Clients whose replies do not fit and were left out, and why.
     """
 
     ids: tuple[int, ...]
@@ -107,6 +108,7 @@ class BlockResult:
     examples: int = 0
     padded: int = 0
     failures: Mapping[int, str] = field(default_factory=dict)
+    rejected: Mapping[int, str] = field(default_factory=dict)
 
 
 class Engine(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -28,6 +28,7 @@ class Exchange:
         seconds: Wall time.
         total: What the server received as a sum; None when replies were revealed.
         metrics: Weighted means of the clients' metrics.
+        rejected: Clients whose replies were left out, and why.
     """
 
     position: Position
@@ -42,6 +43,7 @@ class Exchange:
     seconds: float
     total: Aggregate | None
     metrics: Mapping[str, float]
+    rejected: Mapping[int, str] = field(default_factory=dict)
 
 
 def add_block(request: Request, results: list[BlockResult], result: BlockResult) -> None:

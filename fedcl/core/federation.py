@@ -245,6 +245,7 @@ class Federation:
             seconds=time.perf_counter() - start,
             total=total,
             metrics=total.metrics if total is not None else {},
+            rejected={id: why for result in results for id, why in result.rejected.items()},
         )
         self._door.exchanges.append(exchange)
         for watch in self._door.watches:
