@@ -29,6 +29,7 @@ from fedcl.core.client import Reply
 from fedcl.core.engine import Position, Request
 from fedcl.core.errors import ConfigError
 from fedcl.core.params import Params
+from fedcl.core.population import sample
 from fedcl.core.seeds import numpy_generator
 
 __all__ = ["Canaries"]
@@ -118,12 +119,16 @@ class _Canaries(Watch):
     def _drawn(self, at: Position) -> NDArray[np.bool_]:
         """Returns who takes part, by the law of real clients; one draw for all of a round.
 
-        A cohort of fixed size or in turns is stood in for by coins of the same rate.
+        A cohort of fixed size is stood in for by coins of the same rate.
         """
         members = len(self.subject.stream.members(at.stage))
         rate = min(1.0, (self.subject.cohort or members) / members)
         self._sampled |= rate < 1
         number = min(max(at.round, 0), self.subject.rounds - 1)
+        if self.subject.sampling == "round_robin":
+            turn = at.stage * self.subject.rounds + number
+            cohort = sample(range(members), self.subject.cohort, "round_robin", 0, turn)
+            return np.isin(np.arange(self.options.canaries) % members, cohort)
         return self._coins("drawn", at.stage, number).random(self.options.canaries) < rate
 
     def _lines(self, form: Mapping[str, torch.Size]) -> Tensor:
@@ -217,7 +222,7 @@ class _Canaries(Watch):
         words = "a client that is added or removed, known replies of all others; " + (
             "the claim is REFUTED" if failed else "the claim is not refuted"
         )
-        if self.subject.sampling in ("fixed", "round_robin") and self._sampled:
+        if self.subject.sampling == "fixed" and self._sampled:
             words += "; cohorts of canaries are coins of the same rate, which is an approximation"
         z = self.subject.mechanism.noise_multiplier if self.subject.mechanism else 0.0
         if self.options.canaries > max(1.0, self._dimension * z**2 / 50):

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from scipy.special import betainc
 from scipy.stats import chi2
+from torch import Tensor
 
 from fedcl.auditing.residuals import TOTAL, judged, residual
 from fedcl.core.audit import Finding, Release, Subject, Watch
+from fedcl.core.banded import coefficients
 from fedcl.core.errors import ConfigError
 from fedcl.core.params import Params
 from fedcl.core.seeds import numpy_generator
@@ -66,6 +68,7 @@ class _Residuals(Watch):
     seed: int
     rows: list[dict[str, Any]] = field(default_factory=list)
     kept: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    earlier: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict)
     squares: float = 0.0
     numbers: int = 0
     seen: int = 0
@@ -75,6 +78,8 @@ class _Residuals(Watch):
         if release.scale <= 0:
             return
         noise = residual(release.released, release.clean, release.scale)
+        if release.draw.bands > 1:
+            noise = self._decorrelated(release, noise)
         if not any(part.numel() for part in noise.values()):
             return
         at = release.position
@@ -94,7 +99,25 @@ class _Residuals(Watch):
             self.rows.append({**place, **what, **tests})
         self._keep(name, noise)
 
-    def _keep(self, name: str, noise: Mapping[str, torch.Tensor]) -> None:
+    def _decorrelated(self, release: Release, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the independent noise behind correlated noise: z_t = sum_j c_j x_(t-j).
+
+        After a resume the first rounds' noise is not known; then nothing is tested.
+        """
+        at, column = release.position, coefficients(release.draw.bands)
+        self.earlier = {k: v for k, v in self.earlier.items() if k[0] == at.stage}
+        self.earlier[at.stage, at.round] = noise
+        self.earlier.pop((at.stage, at.round - len(column)), None)
+        found = {name: value.clone() for name, value in noise.items()}
+        for back in range(1, min(len(column), at.round + 1)):
+            before = self.earlier.get((at.stage, at.round - back), {})
+            if before.keys() != noise.keys():
+                return {}
+            for name, value in before.items():
+                found[name] += column[back] * value
+        return found
+
+    def _keep(self, name: str, noise: Mapping[str, Tensor]) -> None:
         flat = torch.cat([part.flatten() for part in noise.values()]).numpy()
         kept = (name, flat[: self.options.coordinates].copy())
         self.seen += 1

@@ -32,6 +32,9 @@ class CentralDp:
         delta: The delta for which epsilon is told: well below 1 / clients.
         budget: Largest epsilon that may be spent; a release that would exceed it does not happen. 0
             for no limit.
+        bands: Above 1, the noise of training is correlated over the rounds of a stage by a banded
+            matrix (DP-FTRL, `fedcl.core.banded`): less of it in all, without random sampling, for
+            clients who take turns and wait for that many rounds. Statistics get independent noise.
         noise: `secret` draws noise and cohorts from the operating system's randomness; `seeded`
             from the experiment's seed, which anybody can repeat: no epsilon is told then.
     """
@@ -40,11 +43,14 @@ class CentralDp:
     noise_multiplier: float = 1.0
     delta: float = 1e-5
     budget: float = 0.0
+    bands: int = 1
     noise: Literal["secret", "seeded"] = "secret"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.clip) and self.clip > 0):
             raise ValueError(f"clip must be above 0, not {self.clip}")
+        if self.bands < 1:
+            raise ValueError(f"bands must be at least 1, not {self.bands}")
         if not 0 < self.delta < 1:
             raise ValueError(f"delta must lie in (0, 1), not {self.delta}")
         for name in ("noise_multiplier", "budget"):
@@ -66,7 +72,9 @@ class CentralDp:
     def mechanism(self) -> Mechanism:
         """What it does, for the ledger."""
         seeded = self.noise == "seeded"
-        return Mechanism(self.noise_multiplier, self.clip, self.delta, self.budget, seeded)
+        return Mechanism(
+            self.noise_multiplier, self.clip, self.delta, self.budget, seeded, self.bands
+        )
 
     def init(self) -> None:
         """Has no state."""

@@ -100,7 +100,9 @@ class Federation:
         draw = None
         if protection is not None and len(self.members):
             at = self._position()
-            draw = draw_of(self._door, self.members, self.rounds, at, clients, name)
+            draw = draw_of(
+                self._door, self.members, self.rounds, at, clients, name, protection.bands
+            )
         position, results, start = self._exchange(program, message, clients, rule.needs_replies)
         total = aggregate(rule, results)
         if draw is not None and not total.count:

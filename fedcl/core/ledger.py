@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fedcl.core.accounting import Charge, epsilon, epsilon_rdp
+from fedcl.core.banded import coefficients, sensitivity, separation_of
 from fedcl.core.errors import ConfigError
 
 Sampling = Literal["all", "fixed", "poisson", "round_robin"]
@@ -29,6 +30,7 @@ class Mechanism:
         delta: The delta for which epsilon is told.
         budget: The largest epsilon that may be spent; 0 for no limit.
         seeded: Whether anybody can repeat the noise: nothing is claimed then.
+        bands: Bands of the matrix that correlates the noise of rounds; 1 for independent noise.
     """
 
     noise_multiplier: float
@@ -36,6 +38,7 @@ class Mechanism:
     delta: float
     budget: float = 0.0
     seeded: bool = False
+    bands: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,16 @@ class Draw:
         members: Clients with data at this stage.
         expected: Clients asked on average: a public constant.
         number: Round of the stage whose cohort it is.
+        bands: Bands of the matrix that correlates the noise over rounds; 1 for none.
+        rounds: Rounds of the stage, where noise is correlated.
     """
 
     how: Sampling
     members: int
     expected: int
     number: int
+    bands: int = 1
+    rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,13 @@ def charges(events: Iterable[Event]) -> list[Charge]:
     """Returns what events cost a client that takes part in whatever it is asked for.
 
     A fixed-size sample is credited nothing: whether a client is in it depends on the others. In
-    turns, a client is asked at most as often in a stage as its turn can come.
+    turns, a client is asked at most as often in a stage as its turn can come. Rounds of correlated
+    noise are one mechanism, which is charged whole with its first release.
     """
+    events = list(events)
+    whole = filter(_banded, events)
+    banded = {(e.stage, e.noise_multiplier, replace(e.draw, number=0)) for e in whole}
+    events = [event for event in events if not _banded(event)]
     drawn: dict[tuple[int, int], list[Event]] = defaultdict(list)
     turns: dict[tuple[int, int, int], dict[int, float]] = defaultdict(lambda: defaultdict(float))
     found = []
@@ -104,10 +116,17 @@ def charges(events: Iterable[Event]) -> list[Charge]:
         multiplier = _multiplier(sum(map(_strength, together)))
         draw = together[0].draw
         found.append(Charge(multiplier, draw.expected / draw.members))
+    for _, multiplier, draw in sorted(banded, key=repr):
+        apart = separation_of(draw.members, draw.expected)
+        found.append(Charge(multiplier / sensitivity(coefficients(draw.bands), draw.rounds, apart)))
     for (_, members, expected), strengths in turns.items():
         times = -(-len(strengths) * expected // members)
         found.append(Charge(_multiplier(max(strengths.values())), 1.0, times))
     return found
+
+
+def _banded(event: Event) -> bool:
+    return event.draw.bands > 1
 
 
 def _strength(event: Event) -> float:

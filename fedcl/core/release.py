@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedcl.core.audit import Release
+from fedcl.core.banded import coefficients, correlated, separation_of
 from fedcl.core.channel import Aggregate
 from fedcl.core.door import Door
 from fedcl.core.engine import Position
@@ -23,6 +24,7 @@ def draw_of(
     position: Position,
     clients: Sequence[int] | None,
     program: str,
+    bands: int = 1,
 ) -> Draw:
     """Returns how the clients of an exchange came to be asked.
 
@@ -33,10 +35,11 @@ def draw_of(
         position: Where in the run.
         clients: Those whom the method names; None for the cohort.
         program: Name of the program, for errors.
+        bands: Bands of the matrix that correlates the noise of training; 1 for independent noise.
 
     Raises:
         ConfigError: The method names some clients of its own: what they are a sample of is not
-            known.
+            known. Or a client's turn comes sooner than correlated noise allows.
     """
     total = len(members)
     # What begins or ends a stage asks the cohort of its first or last round again.
@@ -50,6 +53,15 @@ def draw_of(
             )
         return Draw("all", total, total, number)
     expected = min(door.size or total, total)
+    if bands > 1 and position.exchange == 0 and position.round == number:
+        if door.sampling != "round_robin" or separation_of(total, expected) < bands:
+            raise ConfigError(
+                f"[[channel]] bands = {bands} needs clients who wait for {bands} rounds, but a "
+                f"cohort of {expected} of {total} clients by training.sampling = "
+                f'"{door.sampling}" does not guarantee that: take "round_robin" and a cohort of at '
+                f"most {total // bands}, or fewer bands"
+            )
+        return Draw("round_robin", total, expected, number, bands, rounds)
     return Draw("all" if expected == total else door.sampling, total, expected, number)
 
 
@@ -78,12 +90,26 @@ def release(
     scale = mechanism.noise_multiplier * mechanism.sensitivity
     noised: dict[str, Tensor] = {}
     for name, value in total.total.items():
-        noise = gaussian(door.root, value.shape, scale, "release", *at, position.attempt, name)
+        noise = _noise(door.root, value.shape, scale, draw, position, name)
         noised[name] = value.to(torch.float64) + noise.to(value.device)
     seen = Release(position, program, total.total, noised, scale, mechanism, draw)
     for watch in door.watches:
         watch.released(seen)
     return Aggregate(noised, float(draw.expected), draw.expected)
+
+
+def _noise(
+    root: bytes, shape: torch.Size, scale: float, draw: Draw, at: Position, name: str
+) -> Tensor:
+    if draw.bands > 1:
+        # Earlier rounds' noise is drawn again from its keys.
+        return correlated(
+            coefficients(draw.bands),
+            at.round,
+            lambda number: gaussian(root, shape, scale, "banded", at.stage, number, name),
+        )
+    place = (at.stage, at.round, at.exchange, at.attempt)
+    return gaussian(root, shape, scale, "release", *place, name)
 
 
 def nothing_of(total: Aggregate) -> Aggregate:
