@@ -27,12 +27,14 @@ def audit(
         list[str] | None,
         typer.Option("--set", metavar="NAME.OPTION=VALUE", help="An option of an audit."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the repeat [RUN/audited].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the repeat [RUN/audited, audited-2, ...].")
+    ] = None,
 ) -> None:
     """Repeats a run under audits: what do its payloads tell, and does its noise hold?"""
     from fedcl.__main__ import overrides
 
-    folder = out or run / "audited"
+    folder = out or _free(run / "audited")
     summary = audit_run(run, folder, name or (), overrides(set_))
     Console().print(shown(summary))
     typer.echo(f"files: {folder}")
@@ -86,12 +88,26 @@ def audit_run(
                 continue
             fitting.append(table)
         wanted = fitting
+        if not wanted:
+            raise ConfigError(
+                f"none of the audits {', '.join(DEFAULT)} fits run {run}: name one with --audit "
+                '(fedcl list audits), or protect the run with a [[channel]] such as "central_dp"'
+            )
     experiment = load_config(run / "config.toml", {"audit": wanted})
     command = ("fedcl", "audit", str(run), *(w for n in names for w in ("--audit", n)))
     summary = run_experiment(experiment, folder, command=command).summary
     added = {key: summary[key] for key in ("epsilon_lower", "audits")}
     write_text(run / "summary.json", json.dumps({**done, **added}, indent=2) + "\n")
     return dict(summary)
+
+
+def _free(folder: Path) -> Path:
+    """Returns a folder of this name that is not there yet, numbered from the second on."""
+    found, number = folder, 1
+    while found.exists():
+        number += 1
+        found = folder.with_name(f"{folder.name}-{number}")
+    return found
 
 
 def _summary(run: Path) -> dict[str, Any]:
