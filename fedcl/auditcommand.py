@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,11 @@ def audit(
     summary = audit_run(run, folder, name or (), overrides(set_))
     Console().print(shown(summary))
     typer.echo(f"files: {folder}")
-    from fedcl.audited import failures
+    with suppress(ImportError):  # without the extra `report` there is none
+        from fedcl.report import write_report
+
+        typer.echo(f"report: {write_report(run)}")
+    from fedcl.reporting.findings import failures
 
     if failed := failures(summary):
         typer.echo(f"FAILED: {', '.join(failed)}", err=True)
@@ -122,7 +127,7 @@ def _summary(run: Path) -> dict[str, Any]:
 
 def shown(summary: Mapping[str, Any]) -> Table:
     """Returns a table of what audits found."""
-    from fedcl.audited import told
+    from fedcl.reporting.findings import told
 
     table = Table("audit", "found", "value")
     for row in told(summary):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,18 +116,3 @@ def _write(folder: Path, found: Mapping[str, Finding]) -> None:
 
 def _file(audit: str, part: str) -> str:
     return part if part == audit else f"{audit}_{part}"
-
-
-def failures(summary: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the audits that contradict what a run promises."""
-    return [name for name, found in (summary.get("audits") or {}).items() if found["failed"]]
-
-
-def told(summary: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
-    """Yields audit, number and value of all that a summary says of audits, as text."""
-    for name, found in (summary.get("audits") or {}).items():
-        for key, value in found.items():
-            if key not in ("note", "failed"):
-                shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-                yield name, key.replace("_", " "), shown
-        yield name, "note", f"FAILED: {found['note']}" if found["failed"] else found["note"]

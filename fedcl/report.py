@@ -14,6 +14,7 @@ from typing import Any
 from fedcl import metrics
 from fedcl.core.errors import ConfigError
 from fedcl.reporting import figures, group_figures, leaks, loss_figures, privacy_figures, samples
+from fedcl.reporting.findings import told
 from fedcl.reporting.formulas import DIFFERENCES, METRICS, reason, scenarios
 from fedcl.reporting.groups import (
     Group,
@@ -38,7 +39,7 @@ from fedcl.reporting.views import (
 
 _FIGURES = (
     *("accuracy_matrix", "leak_matrix", "accuracy_by_task", "forgetting", "losses", "samples"),
-    *("clients", "traffic"),
+    *("clients", "epsilon", "traffic"),
 )
 _COMPARISON_FIGURES = tuple(
     f"comparison_{name}" for name in ("stages", "rounds", "forgetting", "privacy", "traffic")
@@ -79,6 +80,7 @@ def write_report(run: Path) -> Path:
         own_clients=own_clients,
         drawn=chosen,
         leak=leak,
+        findings=list(told(done.summary)),
         command=shlex.join(map(str, done.summary.get("command") or ())),
     )
     return write(done.path, "report.html", page, images, _FIGURES)
@@ -161,6 +163,11 @@ def _run_figures(
     ]
     if spreads[0].values:
         images["clients"] = figures.clients([spread for spread in spreads if spread.values])
+    above = [float(value) for value in run.summary.get("epsilon_by_stage") or ()]
+    if any(map(math.isfinite, above)):
+        found = (run.summary.get("audits") or {}).get("canaries", {})
+        below = [float(value) for value in found.get("epsilon_lower_by_stage") or ()]
+        images["epsilon"] = privacy_figures.bounds(above, below)
     if kinds := payloads(run):
         images["traffic"] = figures.traffic(kinds, run.traffic)
     return images

@@ -16,7 +16,8 @@ from tests.audits.test_residual import none, private
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    fedcl.run(parse(private(audit=[])), tmp_path / "run")
+    secret = [{"name": "central_dp", "noise_multiplier": 1.3}]
+    fedcl.run(parse(private(audit=[], channel=secret)), tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -30,6 +31,9 @@ def test_a_finished_run_is_audited(finished: Path, capsys: pytest.CaptureFixture
     same = before.keys() - {"epsilon_lower", "audits"}
     assert {key: after[key] for key in same} == {key: before[key] for key in same}
     assert (finished / "audited" / "audit" / "residual.csv").exists()
+    page = (finished / "report.html").read_text()
+    assert "noise over promised" in page and "at least" in page
+    assert (finished / "figures" / "epsilon.png").exists()
     printed = capsys.readouterr().out
     assert "noise over promised" in printed and "epsilon, from below and above" in printed
 

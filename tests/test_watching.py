@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 import fedcl
-from fedcl.audited import failures
 from fedcl.config import parse
 from fedcl.core.audit import Finding, Release, Subject, Watch
 from fedcl.core.client import Reply
@@ -22,6 +21,7 @@ from fedcl.core.engine import Request
 from fedcl.core.errors import ConfigError
 from fedcl.core.exchange import Exchange
 from fedcl.core.params import Params
+from fedcl.reporting.findings import failures
 
 LOOKS: list[Look] = []
 

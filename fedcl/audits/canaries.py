@@ -196,6 +196,7 @@ class _Canaries(Watch):
                 "epsilon_lower_if_independent": alone,
                 "epsilon_estimate": estimated_epsilon(seen, unseen, delta),
                 "epsilon_claimed": spent,
+                "epsilon_lower_by_stage": [row["epsilon_lower"] for row in self._stages(delta)],
             },
             tables={"canaries": rows, "by_stage": self._stages(delta)},
             note=self._note(max(lower, alone) > spent),

@@ -131,7 +131,7 @@ class Finding:
         failed: Whether it contradicts what the run promises.
     """
 
-    numbers: Mapping[str, float | int | str | None] = field(default_factory=dict)
+    numbers: Mapping[str, float | int | str | Sequence[float] | None] = field(default_factory=dict)
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     pictures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     note: str = ""

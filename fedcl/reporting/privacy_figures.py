@@ -10,7 +10,30 @@ from matplotlib.figure import Figure
 
 from fedcl.reporting.group_figures import legend_below, marking
 from fedcl.reporting.groups import Estimate
-from fedcl.reporting.style import WIDTH, accuracy_axis, page, png
+from fedcl.reporting.style import WIDTH, accuracy_axis, page, png, whole_ticks
+
+
+@png
+def bounds(above: Sequence[float], below: Sequence[float]) -> Figure:
+    """Draws epsilon after each stage: what accounting proves at most, what audits found at least.
+
+    Args:
+        above: By stage; those without a bound are left out.
+        below: By stage; empty where no audit ran.
+    """
+    figure = page(WIDTH, 3.4)
+    axes = figure.add_subplot()
+    known = [(stage, value) for stage, value in enumerate(above, 1) if math.isfinite(value)]
+    axes.plot(*zip(*known, strict=True), label="at most, by accounting", **marking(0))
+    if below:
+        stages = range(1, len(below) + 1)
+        axes.plot(stages, below, label="at least, by canaries", **marking(1))
+        if len(below) == len(above) == len(known):
+            axes.fill_between(stages, below, [v for _, v in known], alpha=0.1, linewidth=0)
+    axes.set(xlabel="after stage", ylabel="ε", ylim=(0, None))
+    whole_ticks(axes)
+    legend_below(figure, axes)
+    return figure
 
 
 @dataclass(frozen=True)
