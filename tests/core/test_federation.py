@@ -1,7 +1,7 @@
 """The door: what a method may ask, what it gets, what is booked, and what is refused."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedcl.aggregations.mean import Mean
 from fedcl.channels.secure_aggregation import SecureAggregation
+from fedcl.core.audit import Watch
 from fedcl.core.channel import Aggregate, Transform
 from fedcl.core.client import Client, Model, Reply, Unchanged
 from fedcl.core.door import Door, TooFewReplies
@@ -315,7 +316,7 @@ def test_local_training_is_booked_as_model() -> None:
 
 
 @dataclass
-class Watcher:
+class Watcher(Watch):
     """An audit that keeps what it is shown."""
 
     seen: list[Exchange] = field(default_factory=list)
@@ -323,13 +324,10 @@ class Watcher:
     def observe(self, exchange: Exchange) -> None:
         self.seen.append(exchange)
 
-    def report(self) -> Mapping[str, float]:
-        return {}
-
 
 def test_audits_see_what_the_server_sees() -> None:
     watcher = Watcher()
-    fed, door = federation(audits=[watcher])
+    fed, door = federation(watches=[watcher])
     total = fed.aggregate(PROBE.ids, Ask())
     fed.collect(PROBE.ids, Ask())
     assert watcher.seen == door.exchanges
