@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedcl.core.channel import Aggregate
+from fedcl.core.channel import Aggregate, Sending
 from fedcl.core.client import Client, Reply
 from fedcl.core.seeds import torch_generator
 
@@ -45,7 +45,7 @@ class MomentNoise:
     def init(self) -> None:
         """Has no state."""
 
-    def upload(self, reply: Reply, client: Client) -> Reply:
+    def upload(self, reply: Reply, client: Client, sending: Sending) -> Reply:
         """Leaves every reply as it is."""
         return reply
 

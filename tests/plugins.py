@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedcl.core.channel import Aggregate
+from fedcl.core.channel import Aggregate, Sending
 from fedcl.core.client import Client, Model, Reply
 from fedcl.core.federation import Federation
 from fedcl.core.local import CrossEntropy
@@ -155,7 +155,7 @@ class Growing:
         """Has received nothing."""
         return 0
 
-    def upload(self, reply: Reply, client: Client) -> Reply:
+    def upload(self, reply: Reply, client: Client, sending: Sending) -> Reply:
         """Changes nothing."""
         return reply
 

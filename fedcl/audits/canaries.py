@@ -107,9 +107,7 @@ class _Canaries(Watch):
                 name: (_LOUD * part).view(value.shape).to(value.device, torch.float32)
                 for (name, value), part in zip(form.items(), parts, strict=True)
             }
-            reply = Reply(tensors)
-            for step in self.subject.site.channel:
-                reply = step.upload(reply, client)
+            reply = self.subject.site.sent(request, client, Reply(tensors))
             replies.append(reply)
             flat = torch.cat([reply.tensors[name].flatten().cpu() for name in form])
             joined += reply.weight * flat.double()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from fedcl.core.channel import Aggregate
+from fedcl.core.channel import Aggregate, Sending
 from fedcl.core.client import Client, Reply
 from fedcl.core.clipping import clipped
 from fedcl.core.ledger import Mechanism
@@ -79,7 +79,7 @@ class CentralDp:
     def init(self) -> None:
         """Has no state."""
 
-    def upload(self, reply: Reply, client: Client) -> Reply:
+    def upload(self, reply: Reply, client: Client, sending: Sending) -> Reply:
         """Clips the reply; its weight and metrics, which depend on data, do not go up."""
         floating = [v.dtype for v in reply.tensors.values() if v.is_floating_point()]
         # Rounding to the type of the wire may add as much to the norm.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedcl.core.channel import Aggregate
+from fedcl.core.channel import Aggregate, Sending
 from fedcl.core.client import Client, Reply
 
 __all__ = ["HeadOwners"]
@@ -33,7 +33,7 @@ class HeadOwners:
     def init(self) -> None:
         """Has no state."""
 
-    def upload(self, reply: Reply, client: Client) -> Reply:
+    def upload(self, reply: Reply, client: Client, sending: Sending) -> Reply:
         """Drops the rows of classes that the client does not hold, and says which it holds."""
         if "head.weight" not in reply.tensors:
             return reply

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fedcl.core.channel import Aggregate
+from fedcl.core.channel import Aggregate, Sending
 from fedcl.core.client import Client, Reply
 
 __all__ = ["SecureAggregation"]
@@ -33,7 +33,7 @@ class SecureAggregation:
     def init(self) -> None:
         """Has no state."""
 
-    def upload(self, reply: Reply, client: Client) -> Reply:
+    def upload(self, reply: Reply, client: Client, sending: Sending) -> Reply:
         """Drops the client's metrics, which would travel in the clear."""
         return Reply(reply.tensors, reply.weight, {}, reply.state, reply.steps, reply.examples)
 

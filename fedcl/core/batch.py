@@ -98,14 +98,14 @@ def _send_each(
             trained.steps[k],
             replies.examples(k),
         )
-        answers.append(site.send(client, reply))
+        answers.append(site.send(request, client, reply))
     return replace(site.gather(request, answers), padded=trained.padded)
 
 
 def _fold(site: Site, request: Request, block: Block, replies: BlockReply) -> BlockResult:
     """Adds up the changes of a block at once."""
     trained = replies.trained
-    weights, metrics, uploaded = _weigh(site, block, replies.weights, replies.metrics)
+    weights, metrics, uploaded = _weigh(site, request, block, replies.weights, replies.metrics)
     total = settle(trained.change_sums(weights), site.device)
     if not_finite(total) is not None:
         _accuse(request, block, trained)
@@ -130,6 +130,7 @@ def _fold(site: Site, request: Request, block: Block, replies: BlockReply) -> Bl
 
 def _weigh(
     site: Site,
+    request: Request,
     block: Block,
     own: Sequence[float],
     measured: Sequence[Mapping[str, float]],
@@ -139,9 +140,7 @@ def _weigh(
     metrics: dict[str, float] = {}
     size = 0
     for k in range(len(block)):
-        reply = Reply({}, own[k], measured[k])
-        for step in site.channel:
-            reply = step.upload(reply, block.client(k))
+        reply = site.sent(request, block.client(k), Reply({}, own[k], measured[k]))
         weights.append(1.0 if site.equal else reply.weight)
         size += 8 * (1 + len(reply.metrics))
         if weights[-1] > 0:
@@ -164,7 +163,7 @@ def _measure(site: Site, request: Request, block: Block, message: Any) -> BlockR
     statistic = request.program
     assert isinstance(statistic, Statistic)
     nothing: list[Mapping[str, float]] = [{}] * len(block)
-    weights, metrics, uploaded = _weigh(site, block, [1.0] * len(block), nothing)
+    weights, metrics, uploaded = _weigh(site, request, block, [1.0] * len(block), nothing)
     net = Net(block.model, message.params)
     total: dict[str, Tensor] = {}
     everyone = statistic.drawn(block.data, block.sizes, block.seeds)

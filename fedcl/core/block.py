@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -77,6 +77,7 @@ class Block:
         states: What each remembers, or None.
         seeds: Seed of each in this exchange.
         public: Data that everyone may use, or None.
+        keys: Secret key of each in this exchange; empty where nothing needs one.
     """
 
     ids: tuple[int, ...]
@@ -87,6 +88,7 @@ class Block:
     states: tuple[Any, ...]
     seeds: tuple[int, ...]
     public: Examples | None = None
+    keys: tuple[bytes, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -131,6 +133,7 @@ class Block:
             self.states[k],
             self.seeds[k],
             self.public,
+            self.keys[k] if self.keys else None,
         )
 
     @cached_property
@@ -162,6 +165,7 @@ def block_of(clients: Sequence[Client]) -> Block:
         tuple(c.state for c in clients),
         tuple(c.seed for c in clients),
         clients[0].public,
+        tuple(c.key for c in clients if c.key is not None),
     )
 
 

@@ -42,11 +42,26 @@ class Aggregate:
         return {name: value * scale for name, value in self.total.items()}
 
 
+@dataclass(frozen=True)
+class Sending:
+    """What a step knows of the exchange in which a reply leaves its client.
+
+    Attributes:
+        program: Name of the program that made the reply.
+        told: What the step's server half told the clients of this exchange (`tells`), or None.
+    """
+
+    program: str = ""
+    told: Any = None
+
+
 class Transform(Protocol):
     """One step of a channel: what a file in `channels/` offers.
 
     A step that clips may have a property `mechanism` (`fedcl.core.ledger.Mechanism`): the door then
-    charges each release, adds the noise to the sum, and divides means by a public constant.
+    charges each release, adds the noise to the sum, and divides means by a public constant. Where
+    what it does differs between exchanges it has `mechanism_at(program, state)` too. A step whose
+    clients must know its server half's state has `tells(state)`: what goes down with each exchange.
     """
 
     @property
@@ -58,7 +73,7 @@ class Transform(Protocol):
         """Returns the first state of the server's half."""
         ...
 
-    def upload(self, reply: Reply, client: Client) -> Reply:
+    def upload(self, reply: Reply, client: Client, sending: Sending) -> Reply:
         """Changes one reply where the client runs."""
         ...
 
@@ -79,6 +94,29 @@ def mechanism(channel: Channel) -> Mechanism | None:
     """Returns what protects clients in a channel's sums, or None."""
     found = [getattr(step, "mechanism", None) for step in channel]
     return next((one for one in found if one is not None), None)
+
+
+def mechanism_at(channel: Channel, states: Sequence[Any], program: str) -> Mechanism | None:
+    """Returns what protects clients in the sum of one exchange, or None.
+
+    Args:
+        channel: The steps.
+        states: Their server halves' states.
+        program: Name of the program whose replies are summed.
+    """
+    for step, state in zip(channel, states, strict=True):
+        if getattr(step, "mechanism", None) is not None:
+            at = getattr(step, "mechanism_at", None)
+            return mechanism([step]) if at is None else at(program, state)
+    return None
+
+
+def told(channel: Channel, states: Sequence[Any]) -> tuple[Any, ...]:
+    """Returns what each step's server half tells the clients of an exchange."""
+    return tuple(
+        step.tells(state) if hasattr(step, "tells") else None
+        for step, state in zip(channel, states, strict=True)
+    )
 
 
 def fold(replies: Sequence[Reply], equal: bool) -> Aggregate:

@@ -27,6 +27,8 @@ class Client:
         seed: Seed of this client in this exchange.
         public: Data of this stage and earlier ones that everyone may use, or None: every client has
             them already, so they are not sent.
+        key: 32 bytes from which it draws what must stay its secret, such as noise: its own, and new
+            in every exchange. None where nothing needs one.
     """
 
     id: int
@@ -36,6 +38,7 @@ class Client:
     state: Any
     seed: int
     public: Examples | None = None
+    key: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

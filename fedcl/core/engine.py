@@ -43,6 +43,9 @@ class Request:
         message: What goes down, the same for all, or `Each` with one for each client.
         reveal: Whether single replies come back instead of their sum.
         committed: Stage and round where a resumed run would start now: what clients keep for it.
+        told: What each step of the channel tells the clients; empty for nothing.
+        secret: 32 bytes below which the simulated clients' secret keys of this exchange lie, or
+            None. A device has a root of its own.
     """
 
     position: Position
@@ -50,6 +53,8 @@ class Request:
     message: Any
     reveal: bool = False
     committed: tuple[int, int] = (0, 0)
+    told: tuple[Any, ...] = ()
+    secret: bytes | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from fedcl.core import local as parts
 from fedcl.core.aggregation import aggregate
-from fedcl.core.channel import Aggregate, hides_replies, mechanism
+from fedcl.core.channel import Aggregate, hides_replies, mechanism_at, told
 from fedcl.core.client import Each, Program, Reply
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import BlockResult, Position, Request, program_name
@@ -21,6 +21,7 @@ from fedcl.core.errors import ConfigError, ExposureError
 from fedcl.core.exchange import Exchange, add_block
 from fedcl.core.local import Local, Loss, Penalty, Project
 from fedcl.core.model import Net
+from fedcl.core.noise import key_of
 from fedcl.core.params import Params
 from fedcl.core.release import draw_of, nothing_of, release
 from fedcl.core.seeds import numpy_generator, seed_of
@@ -96,7 +97,7 @@ class Federation:
             ClientError: A client's program failed.
         """
         rule, name = self._door.aggregation, program_name(program)
-        protection = mechanism(self._door.channel)
+        protection = mechanism_at(self._door.channel, self._door.channel_state, name)
         draw = None
         if protection is not None and len(self.members):
             at = self._position()
@@ -169,7 +170,7 @@ class Federation:
         asked = self._asked(clients)
         _check_each(program, message, asked)
         start = time.perf_counter()
-        request = Request(position, program, message, reveal, door.committed)
+        request = self._request(position, program, message, reveal)
         results: list[BlockResult] = []
         for result in door.engine.run(request, self._available(position, asked), door.memories):
             door.memories.save(result.memories)
@@ -187,6 +188,14 @@ class Federation:
         exchange = len(self._door.exchanges)
         return Position(self.task.index, self.round, exchange, self.attempt)
 
+    def _request(
+        self, position: Position, program: Program[Any] | Local, message: Any, reveal: bool
+    ) -> Request:
+        door, at = self._door, (position.stage, position.round, position.exchange, position.attempt)
+        words = told(door.channel, door.channel_state)
+        secret = None if door.root is None else key_of(door.root, "clients", *at)
+        return Request(position, program, message, reveal, door.committed, words, secret)
+
     def _probe(
         self, position: Position, program: Program[Any] | Local, message: Any
     ) -> list[BlockResult]:
@@ -197,7 +206,7 @@ class Federation:
                 f"program {program_name(program)!r} has a message for nobody, as nobody was drawn, "
                 "so that the form of its sum is not known: sample a larger cohort"
             )
-        request = Request(position, program, message, reveal=False, committed=self._door.committed)
+        request = self._request(position, program, message, reveal=False)
         return list(self._door.engine.run(request, (id,), self._door.memories))
 
     def _asked(self, clients: Sequence[int] | None) -> tuple[int, ...]:

@@ -12,10 +12,11 @@ from torch import nn
 
 from fedcl.core.batch import run_batched
 from fedcl.core.block import Batching, Block
-from fedcl.core.channel import Channel, fold
+from fedcl.core.channel import Channel, Sending, fold
 from fedcl.core.client import Client, Each, Reply, Unchanged
 from fedcl.core.engine import Answer, BlockResult, Position, Request, diverged, failure
 from fedcl.core.local import Local, Trainer
+from fedcl.core.noise import key_of
 from fedcl.core.params import not_finite
 from fedcl.core.population import Population
 from fedcl.core.precision import reduced
@@ -72,23 +73,29 @@ class Site:
 
     def block(self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]) -> Block:
         """Builds the clients of a block for one exchange, together."""
-        return self.population.block(
+        block = self.population.block(
             ids,
             request.position.stage,
             self.model,
             [memories.get(id) for id in ids],
             self._seeds(request, ids),
         )
+        if request.secret is None:
+            return block
+        return replace(block, keys=tuple(key_of(request.secret, id) for id in ids))
 
     def clients(
         self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]
     ) -> list[Client]:
         """Builds the clients of a block for one exchange."""
         stage = request.position.stage
-        return [
+        clients = [
             self.population.client(id, stage, self.model, memories.get(id), seed)
             for id, seed in zip(ids, self._seeds(request, ids), strict=True)
         ]
+        if request.secret is None:
+            return clients
+        return [replace(client, key=key_of(request.secret, client.id)) for client in clients]
 
     def loop(
         self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]
@@ -134,17 +141,23 @@ class Site:
             reply = program(client, message)
         except Exception as error:
             raise failure(request, id, str(error) or repr(error)) from error
-        return self.send(client, reply)
+        return self.send(request, client, reply)
 
-    def send(self, client: Client, reply: Reply) -> Answer:
+    def sent(self, request: Request, client: Client, reply: Reply) -> Reply:
+        """Returns a reply after the channel's `upload` steps."""
+        for index, step in enumerate(self.channel):
+            told = request.told[index] if request.told else None
+            reply = step.upload(reply, client, Sending(request.name, told))
+        return reply
+
+    def send(self, request: Request, client: Client, reply: Reply) -> Answer:
         """Takes the channel's `upload` steps, and parts what goes up from what stays."""
         memory = reply.state
         if memory is client.state or isinstance(memory, Unchanged):
             memory = Unchanged()
         else:
             memory = settle(memory, torch.device("cpu"))
-        for step in self.channel:
-            reply = step.upload(reply, client)
+        reply = self.sent(request, client, reply)
         tensors = settle(dict(reply.tensors), self.device)
         return Answer(client.id, replace(reply, tensors=tensors, state=Unchanged()), memory)
 

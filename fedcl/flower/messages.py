@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -62,10 +62,11 @@ class Question:
     Attributes:
         experiment: Name under which the client finds its own copy of the config.
         config: Fingerprints of the asker's config.
-        coded: Program and message.
+        coded: Program, message, and what the channel's steps tell clients.
         position: Where in the run.
         base: The memory that the client is to start from; None before it keeps any.
         committed: Stage and round where a resumed run would start.
+        secret: 32 bytes below which the simulated clients' secret keys lie, or none.
     """
 
     experiment: str
@@ -74,6 +75,7 @@ class Question:
     position: Position
     base: Kept | None
     committed: tuple[int, int]
+    secret: bytes = field(default=b"", repr=False)
 
     def write(self) -> RecordDict:
         """Returns the content of a Flower message."""
@@ -83,6 +85,7 @@ class Question:
             "structure": self.coded.text,
             "position": [at.stage, at.round, at.exchange, at.attempt],
             "committed": list(self.committed),
+            "secret": self.secret.hex(),
         }
         if self.base is not None:
             plain["base"] = list(self.base.moment)
@@ -109,12 +112,20 @@ class Question:
             position=Position(stage, round, exchange, attempt),
             base=base,
             committed=(stage_committed, round_committed),
+            secret=bytes.fromhex(plain["secret"]),
         )
 
     def request(self, words: wire.Vocabulary) -> Request:
         """Returns the request with program and message looked up by the reader."""
-        program, message = self.coded.read(words)
-        return Request(self.position, program, message, committed=self.committed)
+        program, message, told = self.coded.read(words)
+        return Request(
+            self.position,
+            program,
+            message,
+            committed=self.committed,
+            told=told,
+            secret=self.secret or None,
+        )
 
 
 def write_reply(reply: Reply, remembered: bool, words: wire.Vocabulary) -> RecordDict:

@@ -87,13 +87,19 @@ class Link:
         message, words = request.message, self.words
         if isinstance(message, Each):
             own = message.messages
-            return lambda id: messages.Coded.of((request.program, own[id]), words)
-        shared = messages.Coded.of((request.program, message), words)
+            return lambda id: messages.Coded.of((request.program, own[id], request.told), words)
+        shared = messages.Coded.of((request.program, message, request.told), words)
         return lambda id: shared
 
     def _question(self, request: Request, coded: messages.Coded, base: Kept | None) -> RecordDict:
         question = messages.Question(
-            self.experiment, self.config, coded, request.position, base, request.committed
+            self.experiment,
+            self.config,
+            coded,
+            request.position,
+            base,
+            request.committed,
+            request.secret or b"",
         )
         return question.write()
 

@@ -17,6 +17,7 @@ import fedcl.core.release
 from fedcl.audits.canaries import Canaries
 from fedcl.channels.central_dp import CentralDp
 from fedcl.config import parse
+from fedcl.core.channel import Sending
 from fedcl.core.client import Client, Reply
 from fedcl.core.errors import ConfigError
 from tests.audits.test_residual import none, private
@@ -63,10 +64,10 @@ def test_a_client_that_counts_three_times_is_found(
 ) -> None:
     right = CentralDp.upload
 
-    def heavy(self: CentralDp, reply: Reply, client: Client) -> Reply:
+    def heavy(self: CentralDp, reply: Reply, client: Client, sending: Sending) -> Reply:
         if fault == "weight":
-            return replace(right(self, reply, client), weight=3.0)
-        return right(replace(self, clip=3 * self.clip), reply, client)
+            return replace(right(self, reply, client, sending), weight=3.0)
+        return right(replace(self, clip=3 * self.clip), reply, client, sending)
 
     monkeypatch.setattr(CentralDp, "upload", heavy)
     assert sum(found(seed)["failed"] for seed in range(6)) >= 5
@@ -74,7 +75,7 @@ def test_a_client_that_counts_three_times_is_found(
 
 def test_canaries_that_never_joined_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The audit reads releases, not its own coins."""
-    monkeypatch.setattr(CentralDp, "upload", lambda self, reply, client: _empty(reply))
+    monkeypatch.setattr(CentralDp, "upload", lambda self, reply, client, sending: _empty(reply))
     runs = [found(seed) for seed in range(4)]
     assert not any(run["failed"] for run in runs)
     assert max(run["epsilon_lower"] for run in runs) < 0.8

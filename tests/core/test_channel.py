@@ -11,7 +11,7 @@ from torch import nn
 
 from fedcl.channels.head_owners import HeadOwners
 from fedcl.channels.secure_aggregation import SecureAggregation
-from fedcl.core.channel import Aggregate, combine, fold, hides_replies
+from fedcl.core.channel import Aggregate, Sending, combine, fold, hides_replies
 from fedcl.core.client import Client, Reply
 from fedcl.core.task import ClientTask, Examples
 
@@ -129,7 +129,7 @@ def test_secure_aggregation_hides_replies_and_drops_metrics() -> None:
     assert hides_replies([step])
     assert not hides_replies([])
     whole = Reply({"a": torch.ones(1)}, 3.0, {"loss": 1.0}, "mine", 4, 5)
-    sent = step.upload(whole, some_client([0]))
+    sent = step.upload(whole, some_client([0]), Sending())
     assert (sent.weight, sent.metrics, sent.steps, sent.examples) == (3.0, {}, 4, 5)
     assert sent.state == "mine"
     total = Aggregate({"a": torch.ones(1)}, 3.0, 1)
@@ -150,7 +150,7 @@ def test_a_head_row_is_the_mean_over_the_clients_that_hold_its_class() -> None:
             "head.weight": torch.tensor(rows)[:, None],
             "head.bias": torch.tensor(rows),
         }
-        return step.upload(Reply(tensors, weight), some_client(labels))
+        return step.upload(Reply(tensors, weight), some_client(labels), Sending())
 
     a = sent(2.0, [4.0, 100.0, 100.0], [0, 0], 1.0)
     b = sent(6.0, [8.0, 10.0, 100.0], [0, 1], 3.0)
@@ -164,6 +164,6 @@ def test_a_head_row_is_the_mean_over_the_clients_that_hold_its_class() -> None:
 def test_head_owners_leave_other_programs_alone() -> None:
     step = HeadOwners()
     other = Reply({"gram/a": torch.ones(2)})
-    assert step.upload(other, some_client([0])) is other
+    assert step.upload(other, some_client([0]), Sending()) is other
     total = fold([other], equal=False)
     assert step.receive(total, None, seed=1) == (total, None)

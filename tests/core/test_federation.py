@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedcl.aggregations.mean import Mean
 from fedcl.channels.secure_aggregation import SecureAggregation
 from fedcl.core.audit import Watch
-from fedcl.core.channel import Aggregate, Transform
+from fedcl.core.channel import Aggregate, Sending, Transform
 from fedcl.core.client import Client, Model, Reply, Unchanged
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import Engine, Position
@@ -349,7 +349,7 @@ class Times:
     def init(self) -> int:
         return 0
 
-    def upload(self, reply: Reply, client: Client) -> Reply:
+    def upload(self, reply: Reply, client: Client, sending: Sending) -> Reply:
         self.log.append(f"up {self.factor:g}")
         tensors = {k: v * self.factor for k, v in reply.tensors.items()}
         return Reply(tensors, reply.weight, reply.metrics, reply.state)

@@ -32,7 +32,7 @@ def question_of(
 ) -> Question:
     """Returns a request as a client is asked it."""
     words = wire.vocabulary(experiment.method)
-    coded = Coded.of((request.program, request.message), words)
+    coded = Coded.of((request.program, request.message, request.told), words)
     config = fingerprints(experiment.resolved)
     return Question(name, config, coded, request.position, base, request.committed)
 
@@ -86,6 +86,7 @@ def test_all_that_a_method_asks_travels_as_plain_values(name: str) -> None:
         assert (arrived.experiment, arrived.config) == (question.experiment, question.config)
         found = arrived.request(words)
         assert found.program == request.program
+        assert (found.told, found.secret) == (request.told, request.secret)
         assert same(found.message, request.message)
 
 
