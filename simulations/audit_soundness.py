@@ -106,7 +106,9 @@ def _heavy() -> Any:
     return mock.patch.object(
         CentralDp,
         "upload",
-        lambda self, reply, client, sending: replace(right(self, reply, client, sending), weight=3.0),
+        lambda self, reply, client, sending: replace(
+            right(self, reply, client, sending), weight=3.0
+        ),
     )
 
 
@@ -115,7 +117,7 @@ def _unclipped() -> Any:
     return mock.patch.object(
         CentralDp,
         "upload",
-        lambda self, reply, client, sending: right(replace(self, clip=3 * self.clip), reply, client, sending),
+        lambda self, *asked: right(replace(self, clip=3 * self.clip), *asked),
     )
 
 

@@ -6,7 +6,7 @@ would be hidden if one were run. Methods that ask for single replies are refused
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fedcl.core.channel import Aggregate, Sending
@@ -35,7 +35,7 @@ class SecureAggregation:
 
     def upload(self, reply: Reply, client: Client, sending: Sending) -> Reply:
         """Drops the client's metrics, which would travel in the clear."""
-        return Reply(reply.tensors, reply.weight, {}, reply.state, reply.steps, reply.examples)
+        return replace(reply, metrics={})
 
     def receive(self, total: Aggregate, state: Any, seed: int) -> tuple[Aggregate, Any]:
         """Changes nothing: the sum is what the protocol delivers."""

@@ -97,6 +97,7 @@ def _send_each(
             replies.state(k),
             trained.steps[k],
             replies.examples(k),
+            replies.spent[k] if replies.spent else None,
         )
         answers.append(site.send(request, client, reply))
     return replace(site.gather(request, answers), padded=trained.padded)
@@ -125,6 +126,7 @@ def _fold(site: Site, request: Request, block: Block, replies: BlockReply) -> Bl
         steps=sum(trained.steps),
         examples=sum(replies.examples(k) for k in range(len(block))),
         padded=trained.padded,
+        spent=dict(zip(block.ids, replies.spent, strict=True)) if replies.spent else {},
     )
 
 
@@ -214,4 +216,5 @@ def _join(parts: Sequence[BlockResult]) -> BlockResult:
         steps=sum(part.steps for part in parts),
         examples=sum(part.examples for part in parts),
         padded=sum(part.padded for part in parts),
+        spent={id: spent for part in parts for id, spent in part.spent.items()},
     )

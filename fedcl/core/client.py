@@ -58,6 +58,24 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What a client did to its records in one exchange, as their privacy accounting sees it.
+
+    Attributes:
+        noise_multiplier: Standard deviation of the Gaussian noise of each step over the largest
+            norm that one record adds to the step's sum.
+        rate: Chance of a record to be in a step, by itself; 1 where all are in each.
+        steps: How many steps.
+        earlier: Whether records of earlier stages, which it remembers, were among them.
+    """
+
+    noise_multiplier: float
+    rate: float
+    steps: int
+    earlier: bool = False
+
+
+@dataclass(frozen=True)
 class Reply:
     """What goes up, and what stays.
 
@@ -69,6 +87,7 @@ class Reply:
             as it is.
         steps: Local optimizer steps, for the costs.
         examples: Examples passed through the network, for the costs.
+        spent: What protects single records in it; None where nothing does.
     """
 
     tensors: Params
@@ -77,6 +96,7 @@ class Reply:
     state: Any = Unchanged()
     steps: int = 0
     examples: int = 0
+    spent: Spent | None = None
 
 
 class Program(Protocol[M_contra]):

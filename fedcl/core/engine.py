@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedcl.core.channel import Aggregate
-from fedcl.core.client import Program, Reply, Unchanged
+from fedcl.core.client import Program, Reply, Spent, Unchanged
 from fedcl.core.errors import ClientError
 from fedcl.core.local import Local
 from fedcl.core.memories import Memories
@@ -102,6 +102,8 @@ class BlockResult:
         padded: Rows computed and thrown away, because clients of one computation were uneven.
         failures: Clients that did not answer, and why.
         rejected: Clients whose replies do not fit and were left out, and why.
+        spent: What protects single records in a client's reply, by client; nothing where nothing
+            does.
     """
 
     ids: tuple[int, ...]
@@ -114,6 +116,7 @@ class BlockResult:
     padded: int = 0
     failures: Mapping[int, str] = field(default_factory=dict)
     rejected: Mapping[int, str] = field(default_factory=dict)
+    spent: Mapping[int, Spent] = field(default_factory=dict)
 
 
 class Engine(Protocol):

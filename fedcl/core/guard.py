@@ -153,6 +153,7 @@ class Guarded:
             padded=sum(result.padded for result in results),
             failures={id: why for result in results for id, why in result.failures.items()},
             rejected=dict(rejected),
+            spent={id: spent for result in results for id, spent in result.spent.items()},
         )
         yield from found
 

@@ -190,6 +190,7 @@ class Site:
             uploaded=dict(uploaded),
             steps=sum(reply.steps for reply in replies),
             examples=sum(reply.examples for reply in replies),
+            spent={a.id: a.reply.spent for a in answers if a.reply.spent is not None},
         )
 
     def _check(self, request: Request, answers: Sequence[Answer]) -> None:

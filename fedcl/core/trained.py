@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedcl.core.client import Unchanged
+from fedcl.core.client import Spent, Unchanged
 from fedcl.core.params import Params
 
 _SMALL = 2**18  # numbers that are added up at once
@@ -178,6 +178,7 @@ class BlockReply:
         metrics: Metrics of each reply.
         states: Next memory of each client, or `Unchanged`.
         passes: Examples that each client passed besides those of its steps; empty for none.
+        spent: What protects each client's records in its reply; empty where nothing does.
     """
 
     trained: TrainedBlock
@@ -185,6 +186,7 @@ class BlockReply:
     metrics: Sequence[Mapping[str, float]]
     states: Sequence[Any] = ()
     passes: Sequence[int] = ()
+    spent: Sequence[Spent] = ()
 
     def examples(self, k: int) -> int:
         """Returns the examples that the k-th client passed through the network."""
