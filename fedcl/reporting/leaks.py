@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,29 @@ TITLES = {"lira": "LiRA", "rmia": "RMIA", "loss": "confidence alone"}
 
 
 @dataclass(frozen=True)
+class Leak:
+    """What one attack tells of a task's records after the last stage.
+
+    Attributes:
+        task: The task.
+        attack: The attack, as it is called in text.
+        area: Area under the curve.
+        interval: Its interval; None where the table has none.
+        rate: Rate of true positives at 1 % of false positives; None with too few negatives.
+        low_rate: The same at 0.1 %.
+        negatives: Records that were no members, over all targets.
+    """
+
+    task: int
+    attack: str
+    area: float
+    interval: tuple[float, float] | None
+    rate: float | None
+    low_rate: float | None
+    negatives: int
+
+
+@dataclass(frozen=True)
 class Leaks:
     """Areas under the curve by attack; rows stages, columns tasks, None before a task is met.
 
@@ -27,11 +51,13 @@ class Leaks:
         areas: By attack.
         rates: Rates of true positives at 1 % of false positives, by attack.
         negatives: Least and largest number of records of a cell that were no members.
+        last: Each task and attack after the last stage.
     """
 
     areas: dict[str, Matrix]
     rates: dict[str, Matrix]
     negatives: tuple[int, int]
+    last: tuple[Leak, ...] = ()
 
 
 def read_leaks(run: Path) -> Leaks | None:
@@ -55,12 +81,30 @@ def read_leaks(run: Path) -> Leaks | None:
         for row in rows:
             stage, task = int(row["stage"]), int(row["task"])
             areas[row["statistic"]][stage][task] = float(row["auc"])
-            rate = float(row["tpr_1"]) if row["tpr_1"] else None
-            rates[row["statistic"]][stage][task] = rate
+            rates[row["statistic"]][stage][task] = _number(row, "tpr_1")
         counts = [int(row["negatives"]) for row in rows]
+        last = [_leak(row) for row in rows if int(row["stage"]) == stages - 1]
     except (KeyError, ValueError, TypeError) as error:
         raise damage(run, name, f"cannot be read ({error})") from error
-    return Leaks(areas, rates, (min(counts), max(counts)))
+    ordered = sorted(last, key=lambda leak: leak.task)  # stable: attacks stay in their order
+    return Leaks(areas, rates, (min(counts), max(counts)), tuple(ordered))
+
+
+def _number(row: Mapping[str, str], column: str) -> float | None:
+    return float(row[column]) if row.get(column) else None
+
+
+def _leak(row: Mapping[str, str]) -> Leak:
+    low, high = _number(row, "auc_low"), _number(row, "auc_high")
+    return Leak(
+        int(row["task"]),
+        TITLES.get(row["statistic"], row["statistic"]),
+        float(row["auc"]),
+        None if low is None or high is None else (low, high),
+        _number(row, "tpr_1"),
+        _number(row, "tpr_01"),
+        int(row["negatives"]),
+    )
 
 
 def _empty(stages: int, tasks: int) -> Matrix:

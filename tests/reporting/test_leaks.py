@@ -34,6 +34,25 @@ def test_cells_are_read_by_stage_and_task(tmp_path: Path) -> None:
     }
     assert found.rates["lira"] == [[0.02, None], [None, 0.04]]
     assert found.negatives == (900, 1600)
+    assert [(leak.task, leak.attack, leak.area, leak.rate) for leak in found.last] == [
+        (0, "LiRA", 0.51, None),
+        (0, "confidence alone", 0.51, None),
+        (1, "LiRA", 0.62, 0.04),
+    ]
+    assert {leak.interval for leak in found.last} == {None}
+
+
+def test_intervals_and_low_rates_are_told_with_the_negatives(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tasks=1)
+    path = write_table(run)
+    path.write_text(
+        "stage,task,statistic,auc,auc_low,auc_high,tpr_01,tpr_1,negatives\n"
+        "0,0,lira,0.531,0.512,0.551,0.0042,0.0213,12345\n",
+        encoding="utf-8",
+    )
+    page = write_report(run).read_text(encoding="utf-8")
+    for words in ("0.512 to 0.551", "2.13 %", "0.42 %", "12\N{NARROW NO-BREAK SPACE}345"):
+        assert words in page
 
 
 def test_a_report_shows_the_matrix_with_what_stands_behind_it(tmp_path: Path) -> None:
