@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fedcl.config import Experiment
 from fedcl.core.audit import Finding, Repeat, Subject, Watch
 from fedcl.core.channel import mechanism
 from fedcl.core.errors import ConfigError
+from fedcl.core.evaluate import predicted
 from fedcl.core.ledger import Ledger
 from fedcl.core.params import Params
 from fedcl.core.site import Site
@@ -55,6 +58,25 @@ def opened_watches(
         except ConfigError as error:
             raise ConfigError(f"[audit[{index}]] {error}") from error
     return tuple(watches)
+
+
+def shown(
+    watches: Sequence[Watch], experiment: Experiment, model: nn.Module, state: Any, stage: int
+) -> None:
+    """Lets audits ask the global model at a stage's end.
+
+    Args:
+        watches: The audits.
+        experiment: Its method says how to predict.
+        model: The architecture.
+        state: The method's state.
+        stage: The stage.
+    """
+    method, batch = experiment.method, experiment.evaluation.batch_size
+    for watch in watches:
+        watch.stage_ended(
+            stage, lambda x, allowed: predicted(method, state, model, x, allowed, batch)
+        )
 
 
 def examined(

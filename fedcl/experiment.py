@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedcl.assembly import build_site, check_minimum, guarded
 from fedcl.assessment import assess
-from fedcl.audited import examined, opened_watches
+from fedcl.audited import examined, opened_watches, shown
 from fedcl.config import Experiment
 from fedcl.core.audit import Records, Watch
 from fedcl.core.channel import mechanism
@@ -243,6 +243,8 @@ class _Loop:
         speed = trained / max(1e-9, time.perf_counter() - start)
         if self._is_evaluated(stage, number):
             self._evaluate(state, stage, at_end=last)
+        if last:
+            shown(self.watches, self.experiment, self.site.model, state, stage)
         looks, costs = self.probe.assess(self.site, before, stage, finished)
         self.journal.record.evaluations.extend(looks)
         self.journal.record.costs.extend(costs)

@@ -14,11 +14,10 @@ from torch import Tensor
 from fedcl.assembly import build_model, build_site
 from fedcl.config import Experiment, parse
 from fedcl.core.audit import Records
+from fedcl.core.evaluate import predicted
 from fedcl.core.fetch import fetch
-from fedcl.core.model import Net
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
-from fedcl.core.tree import settle
 
 
 def repeated(
@@ -85,12 +84,6 @@ class Look:
         data, transform = self.stream.dataset, self.stream.tasks[records.task].transform
         parts = ((data.train, records.train), (data.test, records.test))
         x = torch.cat([fetch(table, rows, transform).x for table, rows in parts])
-        allowed = self.stream.head(records.task, stage).to(self.site.device)
-        net = Net(self.site.model, settle(dict(state.params), self.site.device))
-        dtype = next(iter(state.params.values())).dtype
-        found = []
-        with torch.no_grad():
-            for part in x.split(self.experiment.evaluation.batch_size):
-                inputs = settle(part.to(dtype), self.site.device)
-                found.append(self.experiment.method.predict(state, net, inputs, allowed).cpu())
-        return torch.cat(found)
+        experiment, allowed = self.experiment, self.stream.head(records.task, stage)
+        batch = experiment.evaluation.batch_size
+        return predicted(experiment.method, state, self.site.model, x, allowed, batch)

@@ -15,13 +15,15 @@ from torch import Tensor
 
 import fedcl
 from fedcl.config import parse
-from fedcl.core.audit import Finding, Release, Subject, Watch
+from fedcl.core.audit import Finding, Predict, Release, Subject, Watch
 from fedcl.core.client import Reply
 from fedcl.core.engine import Request
 from fedcl.core.errors import ConfigError
 from fedcl.core.exchange import Exchange
 from fedcl.core.params import Params
+from fedcl.core.task import Examples
 from fedcl.reporting.findings import failures
+from tests.tiny import Interrupted, interrupt_after
 
 LOOKS: list[Look] = []
 
@@ -34,6 +36,7 @@ class Look(Watch):
         self.replies: list[tuple[Request, int, Reply]] = []
         self.releases: list[Release] = []
         self.exchanges: list[Exchange] = []
+        self.ends: list[tuple[int, Examples, Tensor]] = []
 
     def wants(self, request: Request) -> bool:
         return self.options.replies
@@ -50,6 +53,11 @@ class Look(Watch):
 
     def observe(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
+
+    def stage_ended(self, stage: int, predict: Predict) -> None:
+        stream = self.subject.stream
+        held_out, head = stream.held_out(0, "test"), stream.head(0, stage)
+        self.ends.append((stage, held_out, predict(held_out.x, head)))
 
     def finish(self, params: Params) -> Finding:
         bound = math.inf if self.options.bound < 0 else self.options.bound
@@ -150,6 +158,27 @@ def test_releases_are_shown_with_the_noise_that_was_promised() -> None:
             assert torch.equal(release.released[name], exchange.total.total[name])
             assert not torch.equal(clean, release.released[name])
     assert look.subject.spent() > 0
+
+
+@pytest.mark.parametrize("method", ["fedavg", "analytic"])
+def test_at_each_stage_end_the_model_can_be_asked_as_it_is_evaluated(method: str) -> None:
+    """`analytic` answers with a head of its own, which is in its state alone."""
+    changed = table(method={"name": method}, audit=[audit()], evaluation={"every": 0})
+    record = fedcl.run(parse(changed))
+    look = LOOKS[-1]
+    assert [stage for stage, _, _ in look.ends] == [0, 1]
+    matrix = record.summary["accuracy_matrix"]
+    for stage, data, logits in look.ends:
+        right = (logits.argmax(1) == data.y).double().mean()
+        assert float(right) == pytest.approx(matrix[stage][0], abs=1e-12)
+
+
+def test_a_resumed_run_shows_the_stages_that_were_left(tmp_path: Path) -> None:
+    experiment = parse(table(audit=[audit()], checkpoint={"seconds": 0}))
+    with pytest.raises(Interrupted):
+        fedcl.run(experiment, tmp_path / "run", watch=interrupt_after(2))
+    fedcl.run(experiment, tmp_path / "run", resume=True)
+    assert [stage for stage, _, _ in LOOKS[-1].ends] == [1]
 
 
 def test_a_run_keeps_what_its_audits_found(tmp_path: Path) -> None:

@@ -138,6 +138,19 @@ class Finding:
     failed: bool = False
 
 
+class Predict(Protocol):
+    """The method's own prediction, with its state and parameters of now."""
+
+    def __call__(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """Returns the (n, classes) logits of (n, ...) inputs, on the CPU.
+
+        Args:
+            x: Inputs, of any device and real type.
+            allowed: (classes,) bool, what it may choose from: `stream.head(task, stage)`.
+        """
+        ...
+
+
 class Watch:
     """An audit at work: it looks at one run, and then says what it found. Does nothing by itself.
 
@@ -168,6 +181,12 @@ class Watch:
 
     def observe(self, exchange: Exchange) -> None:
         """Looks at one finished exchange, as the server sees it."""
+
+    def stage_ended(self, stage: int, predict: Predict) -> None:
+        """Looks at the global model at the end of a stage, after what the method does there.
+
+        A resumed run shows the stages that it still had to finish.
+        """
 
     def finish(self, params: Params) -> Finding:
         """Returns what it found, once the run is over.

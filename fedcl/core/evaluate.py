@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedcl.core.method import Method
 from fedcl.core.model import Net
 from fedcl.core.task import Examples
+from fedcl.core.tree import settle
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,28 @@ def answer(
             right.append((logits.argmax(1) == y).cpu())
             losses.append(F.cross_entropy(logits, y, reduction="none").cpu())
     return Answers(examples.y.cpu(), torch.cat(right), torch.cat(losses))
+
+
+def predicted(
+    method: Method[Any], state: Any, model: nn.Module, x: Tensor, allowed: Tensor, batch: int
+) -> Tensor:
+    """Returns the (n, classes) logits that a method gives inputs, on the CPU.
+
+    Args:
+        method: Says how to predict.
+        state: The method's state, whose parameters are asked.
+        model: The architecture; it lies where the network computes.
+        x: (n, ...) inputs of any device and real type.
+        allowed: (classes,) bool, what a prediction may choose from.
+        batch: Inputs of one forward pass.
+    """
+    device = next(model.parameters()).device
+    dtype = next(iter(state.params.values())).dtype
+    net, allowed = Net(model, settle(dict(state.params), device)), allowed.to(device)
+    with torch.no_grad():
+        return torch.cat(
+            [
+                method.predict(state, net, settle(part.to(dtype), device), allowed).cpu()
+                for part in x.split(batch)
+            ]
+        )
