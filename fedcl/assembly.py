@@ -7,12 +7,14 @@ from torch import nn
 
 from fedcl.config import Experiment
 from fedcl.core.adversary import Attackers
+from fedcl.core.channel import hides_replies, least_of
 from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError
 from fedcl.core.guard import Guarded
 from fedcl.core.model import check_model
 from fedcl.core.population import Simulated
 from fedcl.core.schedule import Pace
+from fedcl.core.sealed import Sealed
 from fedcl.core.seeds import seed_of
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
@@ -75,15 +77,23 @@ def guarded(experiment: Experiment, site: Site, engine: Engine) -> Engine:
     )
 
 
+def sealed(experiment: Experiment, engine: Engine) -> Engine:
+    """Returns an engine that lets nothing but sums through, where the channel hides replies."""
+    channel = experiment.channel
+    return Sealed(engine, least_of(channel)) if hides_replies(channel) else engine
+
+
 def check_minimum(experiment: Experiment, stream: Stream) -> None:
     """Raises ConfigError when a stage has fewer clients than the replies that a round needs."""
-    minimum = experiment.training.minimum
+    least = least_of(experiment.channel)
+    minimum = max(experiment.training.minimum, least)
+    where = "[channel] least" if minimum == least else "[training] minimum"
     for stage in range(stream.stages if minimum > 1 else 0):
         members = len(stream.members(stage))
         if members < minimum:
             raise ConfigError(
-                f"[training] minimum = {minimum} replies cannot come from the {members} clients "
-                f"with data at stage {stage}: lower it"
+                f"{where} = {minimum} replies cannot come from the {members} clients with data at "
+                f"stage {stage}: lower it"
             )
 
 

@@ -14,7 +14,7 @@ import tomli_w
 from fedcl.core.adversary import Adversary
 from fedcl.core.aggregation import Aggregation
 from fedcl.core.audit import Audit
-from fedcl.core.channel import Channel, hides_replies
+from fedcl.core.channel import Channel, hides_replies, least_of
 from fedcl.core.dataset import DatasetFactory
 from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError, ExposureError
@@ -187,6 +187,12 @@ def _check(experiment: Experiment) -> None:
         raise ConfigError(
             f"[channel[{protecting[0]}]] bounds what a client sends, but a later step changes that "
             "again: let it be the last step that changes replies"
+        )
+    cohort = experiment.training.cohort
+    if cohort and cohort < least_of(channel):
+        raise ConfigError(
+            f"[training] cohort = {cohort} is smaller than the {least_of(channel)} clients whose "
+            "sum [[channel]] hands out: raise it"
         )
     if method.needs_borders and not experiment.stream.borders:
         raise ConfigError(

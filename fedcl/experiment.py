@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedcl.assembly import build_site, check_minimum, guarded
+from fedcl.assembly import build_site, check_minimum, guarded, sealed
 from fedcl.assessment import assess
 from fedcl.audited import examined, opened_watches, shown
 from fedcl.config import Experiment
@@ -178,8 +178,10 @@ class _Loop:
         engine = self.experiment.engine
         inner: Engine = self.probe if self.experiment.evaluation.decompose else engine
         inner = guarded(self.experiment, self.site, inner)
+        if self.watches:
+            inner = Watched(inner, self.watches, self.site.equal)
         door = Door(
-            Watched(inner, self.watches, self.site.equal) if self.watches else inner,
+            sealed(self.experiment, inner),
             self.experiment.aggregation,
             self.experiment.channel,
             channel,

@@ -93,7 +93,7 @@ class Rounds:
         Returns the next state, and the cohort that was asked in the end.
         """
         training, door = self.experiment.training, self.door
-        moment = number in (-1, training.rounds)
+        moment, why = number in (-1, training.rounds), ""
         for attempt in range(_ATTEMPTS):
             if attempt and not moment:
                 cohort = self._cohort(stage, number, attempt)
@@ -115,12 +115,11 @@ class Rounds:
             except TooFewReplies as error:
                 done.extend(door.exchanges)
                 door.memories.drop()
+                why = str(error)
                 door.channel_state = channel_state
                 # What begins or ends a stage happens once and cannot be left out.
                 happened = "repeated" if moment or training.shortfall == "repeat" else "skipped"
-                self.events.append(
-                    {"stage": stage, "round": number, "what": happened, "why": str(error)}
-                )
+                self.events.append({"stage": stage, "round": number, "what": happened, "why": why})
                 if not moment:
                     self.dropped()
                 if happened == "skipped":
@@ -130,8 +129,8 @@ class Rounds:
             done.extend(door.exchanges)
             return after, cohort
         raise FedclError(
-            f"stage {stage}, round {number}: fewer than training.minimum = {training.minimum} "
-            f"clients answered in {_ATTEMPTS} attempts; lower it or raise training.availability"
+            f"stage {stage}, round {number}: too few clients answered in {_ATTEMPTS} attempts "
+            f"({why}); lower that or raise training.availability"
         )
 
     def _info(self, stage: int) -> TaskInfo:

@@ -22,6 +22,7 @@ from fedcl.flower import simulation
 from fedcl.flower.client_app import enter
 from fedcl.flower.memories import ClientMemory
 from tests.ray_house import RayHouse
+from tests.sealing import betrayed, looked, spied
 from tests.tiny import Interrupted, Watching, assert_same_runs, interrupt_after, tiny
 
 pytestmark = pytest.mark.flower
@@ -73,6 +74,18 @@ def test_every_method_equals_serial_to_the_bit(name: str) -> None:
 def test_sums_in_float64_under_secure_aggregation_are_equal_too(name: str) -> None:
     experiment = of(name, {"training.dtype": "float64"}, channel=[{"name": "secure_aggregation"}])
     assert_same_runs(fedcl.run(on_flower(experiment)), fedcl.run(experiment))
+
+
+@pytest.mark.parametrize("cohort", [2, 5])
+def test_the_server_reaches_nothing_of_one_client(
+    cohort: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T14 with nodes: the last fold block of five clients holds one."""
+    channel = [{"name": "secure_aggregation"}]
+    experiment = of("fedavg", {"training.cohort": cohort}, channel=channel)
+    looks = looked(on_flower(experiment), monkeypatch)
+    assert len(looks.results) == len(looks.received) == 4
+    assert betrayed(looks.everything, spied(experiment)) == []
 
 
 @pytest.mark.parametrize("shortfall", ["skip", "repeat"])

@@ -195,7 +195,7 @@ def test_hopeless_rounds_end_with_an_error() -> None:
         "training.minimum": 3,
         "training.shortfall": "repeat",
     }
-    with pytest.raises(fedcl.FedclError, match=r"training\.minimum = 3.*availability"):
+    with pytest.raises(fedcl.FedclError, match=r"training\.minimum is 3.*availability"):
         fedcl.run(tiny(changes))
 
 

@@ -1,7 +1,11 @@
 """Ideal secure aggregation: the server sees sums, no single reply, weight or metric.
 
-This is the simulator's switch for what a method may see, not a cryptographic protocol: it says what
-would be hidden if one were run. Methods that ask for single replies are refused.
+This is the ideal functionality, not a cryptographic protocol: a trusted third party adds replies up
+(`fedcl.core.sealed`), and the server's code gets nothing but the sum. Methods that ask for single
+replies are refused, and so are messages of each client's own, by which a server could tell replies
+apart in a sum (Pasquini, Francati and Ateniese, Eluding secure aggregation in federated learning
+via model inconsistency, CCS 2022). What sums of different clients or rounds give away together is
+not hidden: that takes noise.
 """
 
 from __future__ import annotations
@@ -20,10 +24,20 @@ class SecureAggregation:
     """Hides single replies; the sum is exact.
 
     Attributes:
+        least: Fewest clients whose sum is handed out; a round with fewer replies is skipped or
+            repeated as `training.shortfall` says.
         leaves_tensors: An upload neither reads nor changes a reply's tensors.
     """
 
+    least: int = 2
+
     leaves_tensors: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.least < 2:
+            raise ValueError(
+                f"least must be at least 2, not {self.least}: the sum of one client is its reply"
+            )
 
     @property
     def hides_replies(self) -> bool:

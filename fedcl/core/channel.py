@@ -62,6 +62,7 @@ class Transform(Protocol):
     charges each release, adds the noise to the sum, and divides means by a public constant. Where
     what it does differs between exchanges it has `mechanism_at(program, state)` too. A step whose
     clients must know its server half's state has `tells(state)`: what goes down with each exchange.
+    A step with `least` hands out no sum of fewer clients.
     """
 
     @property
@@ -88,6 +89,11 @@ Channel = Sequence[Transform]
 def hides_replies(channel: Channel) -> bool:
     """Returns whether any step hides single replies from the server."""
     return any(step.hides_replies for step in channel)
+
+
+def least_of(channel: Channel) -> int:
+    """Returns the fewest clients whose sum a channel hands out; 0 for any number."""
+    return max((int(getattr(step, "least", 0)) for step in channel), default=0)
 
 
 def mechanism(channel: Channel) -> Mechanism | None:

@@ -46,6 +46,9 @@ class Request:
         told: What each step of the channel tells the clients; empty for nothing.
         secret: 32 bytes below which the simulated clients' secret keys of this exchange lie, or
             None. A device has a root of its own.
+        least: Fewest replies whose total a sealed engine hands out (`fedcl.core.sealed`).
+        blank: Whether nothing but the form of a total is wanted: a sealed engine answers with
+            zeros, and no memory changes.
     """
 
     position: Position
@@ -55,6 +58,8 @@ class Request:
     committed: tuple[int, int] = (0, 0)
     told: tuple[Any, ...] = ()
     secret: bytes | None = field(default=None, repr=False)
+    least: int = 0
+    blank: bool = False
 
     @property
     def name(self) -> str:

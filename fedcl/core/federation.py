@@ -13,12 +13,13 @@ from torch import nn
 
 from fedcl.core import local as parts
 from fedcl.core.aggregation import aggregate
-from fedcl.core.channel import Aggregate, hides_replies, mechanism_at, told
+from fedcl.core.channel import Aggregate, hides_replies, least_of, mechanism_at, told
 from fedcl.core.client import Each, Program, Reply
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import BlockResult, Position, Request, program_name
 from fedcl.core.errors import ConfigError, ExposureError
 from fedcl.core.exchange import Exchange, add_block
+from fedcl.core.exposure import check_each, check_sum
 from fedcl.core.local import Local, Loss, Penalty, Project
 from fedcl.core.model import Net
 from fedcl.core.noise import key_of
@@ -168,20 +169,21 @@ class Federation:
         position = self._position()
         self._check_words(program, message)
         asked = self._asked(clients)
-        _check_each(program, message, asked)
+        check_each(program_name(program), message, asked)
+        check_sum(door.channel, program_name(program), message, clients)
         start = time.perf_counter()
-        request = self._request(position, program, message, reveal)
+        least = max(door.minimum, least_of(door.channel))
+        request = replace(self._request(position, program, message, reveal), least=least)
         results: list[BlockResult] = []
         for result in door.engine.run(request, self._available(position, asked), door.memories):
             door.memories.save(result.memories)
             add_block(request, results, result)
         answered = sum(len(result.ids) for result in results)
-        if answered < door.minimum:
+        if answered < least:
             # What went up and down is paid for, though it is not used.
             self._book(program, message, clients, position, results, start, None)
-            raise TooFewReplies(
-                f"{answered} of {len(asked)} clients answered; training.minimum is {door.minimum}"
-            )
+            bound = "training.minimum" if least == door.minimum else "the channel's least"
+            raise TooFewReplies(f"{answered} of {len(asked)} clients answered; {bound} is {least}")
         return position, results, start
 
     def _position(self) -> Position:
@@ -206,7 +208,7 @@ class Federation:
                 f"program {program_name(program)!r} has a message for nobody, as nobody was drawn, "
                 "so that the form of its sum is not known: sample a larger cohort"
             )
-        request = self._request(position, program, message, reveal=False)
+        request = replace(self._request(position, program, message, reveal=False), blank=True)
         return list(self._door.engine.run(request, (id,), self._door.memories))
 
     def _asked(self, clients: Sequence[int] | None) -> tuple[int, ...]:
@@ -261,15 +263,6 @@ class Federation:
         self._door.exchanges.append(exchange)
         for watch in self._door.watches:
             watch.observe(exchange)
-
-
-def _check_each(program: Program[Any] | Local, message: Any, asked: Sequence[int]) -> None:
-    missing = set(asked) - set(message.messages) if isinstance(message, Each) else ()
-    if missing:
-        raise ConfigError(
-            f"program {program_name(program)!r} is sent with Each, which has no message for the "
-            f"clients {sorted(missing)}: give one to every client that is asked"
-        )
 
 
 def _down(message: Any, asked: Sequence[int]) -> dict[str, int]:
