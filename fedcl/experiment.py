@@ -104,7 +104,7 @@ def run(
     protection = mechanism(experiment.channel)
     with (
         opened(folder, experiment.resolved, experiment.toml, resume) as store,
-        opened_ledger(folder, protection, experiment.seed) as (root, ledger),
+        opened_ledger(folder, protection, experiment.seed, experiment.resolved) as (root, ledger),
     ):
         loop = _Loop(experiment, site, Journal(experiment, folder, store, ledger), root, watch)
         record = loop.run()

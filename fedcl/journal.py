@@ -197,6 +197,7 @@ class Journal:
                 "seconds": self.seconds,
                 "events": self.events,
                 "rejected": self.rejected,
+                "releases": len(self.ledger.events),
             },
             wire.dumps((state, tuple(channel)), self.words),
             self.record.evaluations,
@@ -258,5 +259,10 @@ class Journal:
             ) from error
         self.rounds, self._spent, self.events = saved.rounds, saved.seconds, saved.events
         self.rejected = saved.rejected
+        if len(self.ledger.events) < (self.store.meta("releases") or 0):
+            raise ResumeError(
+                f"the privacy ledger in {self.folder} has lost releases that this run made: put "
+                "back checkpoint/ledger.sqlite, or name another --out to start anew"
+            )
         channel = settle(list(channel), device)
         return settle(state, device), channel, (saved.stage, saved.round)

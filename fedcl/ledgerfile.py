@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fedcl.core.errors import ResumeError
 from fedcl.core.ledger import Draw, Event, Ledger, Mechanism
 from fedcl.core.noise import secret_root, seeded_root
+from fedcl.store import check_config
 
 
 @contextmanager
 def opened_ledger(
-    folder: Path | None, mechanism: Mechanism | None, seed: int
+    folder: Path | None,
+    mechanism: Mechanism | None,
+    seed: int,
+    resolved: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[bytes | None, Ledger]]:
     """Opens a run's ledger for the time of the run; yields the secret root and the ledger.
 
@@ -26,6 +31,11 @@ def opened_ledger(
         folder: The run's folder; None for a run without files, whose root is forgotten at its end.
         mechanism: What protects clients, or None.
         seed: The experiment's seed, for noise that is to be repeatable.
+        resolved: The resolved config. Other sums at places that were charged would get the noise of
+            the first ones.
+
+    Raises:
+        ResumeError: The file is of a run of another config, damaged, or cannot be written.
     """
     if mechanism is None:
         yield None, Ledger()
@@ -35,8 +45,10 @@ def opened_ledger(
         return
     file = LedgerFile(folder / "checkpoint")
     try:
+        if resolved is not None:
+            file.belong(resolved)
         root = seeded_root(seed) if mechanism.seeded else file.root()
-        yield root, Ledger(file.append, file.events())
+        yield root, Ledger(file.append, file.events(), file.bare(), file.note)
     finally:
         file.close()
 
@@ -61,6 +73,23 @@ class LedgerFile:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("CREATE TABLE IF NOT EXISTS root (id INTEGER PRIMARY KEY, data BLOB)")
             self._db.execute("CREATE TABLE IF NOT EXISTS events (data TEXT)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS bare (name TEXT PRIMARY KEY)")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS config (id INTEGER PRIMARY KEY, data TEXT)"
+            )
+
+    def belong(self, resolved: Mapping[str, Any]) -> None:
+        """Binds the file to a config, for as long as anything is charged.
+
+        Raises:
+            ResumeError: It is bound to another one.
+        """
+        with self._guard():
+            old = self._db.execute("SELECT data FROM config").fetchone()
+            charged = self._db.execute("SELECT 1 FROM events LIMIT 1").fetchone()
+            if old is not None and charged is not None:
+                check_config(json.loads(old[0]), resolved, f"the privacy ledger {self._path}")
+            self._db.execute("REPLACE INTO config VALUES (0, ?)", (json.dumps(resolved),))
 
     def root(self) -> bytes:
         """Returns the run's secret root, made at the first call."""
@@ -82,6 +111,16 @@ class LedgerFile:
         """Writes an event, and comes back when it is on the disk."""
         with self._guard():
             self._db.execute("INSERT INTO events VALUES (?)", (json.dumps(asdict(event)),))
+
+    def bare(self) -> set[str]:
+        """Returns the channels that were sent without an event."""
+        with self._guard():
+            return {name for (name,) in self._db.execute("SELECT name FROM bare")}
+
+    def note(self, channel: str) -> None:
+        """Writes the name of a channel that was sent without an event."""
+        with self._guard():
+            self._db.execute("INSERT OR IGNORE INTO bare VALUES (?)", (channel,))
 
     def close(self) -> None:
         """Closes the file."""

@@ -12,8 +12,11 @@ from fedcl.record import Row
 # What nobody noises because it is taken to be known already; the report says so.
 ASSUMED = {
     "members": "who has data at which stage is taken to be public",
-    "label space": "the classes of the whole stream are taken to be public",
+    "label space": "the classes of the stream, and which of them a stage has, are taken as public",
     "task borders": "when a stage begins and ends is taken to be public",
+    "form": "names, shapes and types of replies are taken to be the same whatever the data",
+    "other runs": "each run is charged alone: one chosen among several, or an audited repeat of it, "
+    "costs more",
 }
 WITHHELD = {
     "weights": "every client weighs 1",
@@ -75,11 +78,16 @@ def privacy_rows(costs: Iterable[Row], ledger: Ledger, mechanism: Mechanism | No
         note += f"noise multiplier {mechanism.noise_multiplier:g}, "
         note += "sampling " + " and ".join(sorted({event.draw.how for event in events}))
         rows.append(_row(channel, "gaussian", epsilon, delta, note))
-    rows.append(_row("all", "gaussian", ledger.epsilon(delta), delta, "add or remove one client"))
+    note = "add or remove all that one client sends; that it is a member stays public"
+    rows.append(_row("all", "gaussian", ledger.epsilon(delta), delta, note))
     if mechanism.seeded:
         rows = [{**row, "epsilon": "inf", "note": f"{_SEEDED}; {row['note']}"} for row in rows]
     rows += [_row(name, "not sent", 0.0, None, note) for name, note in WITHHELD.items()]
     rows += [_row(name, "not covered", math.inf, None, note) for name, note in ASSUMED.items()]
+    members = max((event.draw.members for event in ledger.events.values()), default=0)
+    if delta * members >= 1:
+        note = f"delta = {delta:g} allows to publish all of one of {members} clients: lower it"
+        rows.append(_row("delta", "not covered", math.inf, delta, note))
     return rows
 
 

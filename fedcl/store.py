@@ -245,13 +245,23 @@ def check_same(store: Store, resolved: Mapping[str, Any], version: str) -> None:
             "version, or name another --out to start anew"
         )
     old = store.meta("config")
-    if old is None:
-        return
+    if old is not None:
+        check_config(old, resolved, "the checkpoint")
+
+
+def check_config(old: Any, resolved: Mapping[str, Any], what: str) -> None:
+    """Raises ResumeError when two configs would not give the same bits; names what differs.
+
+    Args:
+        old: The resolved config as it was read from JSON.
+        resolved: The resolved config of now.
+        what: What belongs to the old one.
+    """
     for place in _differences(old, json.loads(json.dumps(resolved)), ""):
         if place.split(" ")[0] not in _FREE:
             raise ResumeError(
-                f"the checkpoint belongs to another config: {place}; undo the change, or name "
-                "another --out to start anew"
+                f"{what} belongs to another config: {place}; undo the change, or name another "
+                "--out to start anew"
             )
 
 

@@ -12,11 +12,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-
 from fedcl.core.channel import Aggregate, Sending
 from fedcl.core.client import Client, Reply
-from fedcl.core.clipping import clipped
+from fedcl.core.clipping import clipped_to_send
 from fedcl.core.ledger import Mechanism
 
 __all__ = ["CentralDp"]
@@ -81,13 +79,7 @@ class CentralDp:
 
     def upload(self, reply: Reply, client: Client, sending: Sending) -> Reply:
         """Clips the reply; its weight and metrics, which depend on data, do not go up."""
-        floating = [v.dtype for v in reply.tensors.values() if v.is_floating_point()]
-        # Rounding to the type of the wire may add as much to the norm.
-        room = max((torch.finfo(dtype).eps for dtype in floating), default=0.0)
-        tensors = {
-            name: value.to(reply.tensors[name].dtype)
-            for name, value in clipped(reply.tensors, self.clip * (1.0 - room)).items()
-        }
+        tensors = clipped_to_send(reply.tensors, self.clip)
         return replace(reply, tensors=tensors, weight=1.0, metrics={})
 
     def receive(self, total: Aggregate, state: Any, seed: int) -> tuple[Aggregate, Any]:

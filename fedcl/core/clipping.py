@@ -52,6 +52,26 @@ def clipped(tensors: Params, bound: float) -> dict[str, Tensor]:
     }
 
 
+def clipped_to_send(tensors: Params, bound: float) -> dict[str, Tensor]:
+    """Returns clipped tensors in the types that they came in: the bound holds after rounding, too.
+
+    Args:
+        tensors: Of one participant.
+        bound: The largest norm, above 0.
+    """
+    kinds = [torch.finfo(v.dtype) for v in tensors.values() if v.is_floating_point()]
+    # Rounding to the type of the wire may add as much to the norm.
+    part = 1.0 - max((kind.eps for kind in kinds), default=0.0)
+    # Not so below a type's smallest normal number, where a number may double, nor beyond its range.
+    narrow = any(kind.tiny > 1e-30 or kind.max < bound for kind in kinds)
+    while True:
+        found = clipped(tensors, bound * part)
+        found = {name: value.to(tensors[name].dtype) for name, value in found.items()}
+        if not narrow or norm(found) <= bound:
+            return found
+        part /= 2
+
+
 def _wide(value: Tensor) -> Tensor:
     return value.to(torch.float64) if value.is_floating_point() else value
 

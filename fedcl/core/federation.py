@@ -13,7 +13,14 @@ from torch import nn
 
 from fedcl.core import local as parts
 from fedcl.core.aggregation import aggregate
-from fedcl.core.channel import Aggregate, hides_replies, least_of, mechanism_at, told
+from fedcl.core.channel import (
+    Aggregate,
+    hides_replies,
+    least_of,
+    mechanism,
+    mechanism_at,
+    told,
+)
 from fedcl.core.client import Each, Program, Reply
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import BlockResult, Position, Request, program_name
@@ -39,7 +46,6 @@ class Federation:
         task: What may be known of the present stage.
         round: Round of the stage, from 0; -1 in `begin_task`, `rounds` in `end_task`.
         rounds: Rounds of a stage.
-        cohort: Clients sampled for this round (in `end_task`: for the last round), ascending.
         members: All clients with data at this stage, ascending.
         model: The architecture.
         device: Where the server computes.
@@ -48,12 +54,27 @@ class Federation:
     task: TaskInfo
     round: int
     rounds: int
-    cohort: tuple[int, ...]
+    _cohort: tuple[int, ...] = field(repr=False)
     members: Sequence[int]
     model: nn.Module
     device: torch.device
     attempt: int = 0
     _door: Door = field(repr=False, kw_only=True)
+
+    @property
+    def cohort(self) -> tuple[int, ...]:
+        """Clients sampled for this round (in `end_task`: for the last round), ascending.
+
+        Raises:
+            ExposureError: Privacy rests on nobody knowing who was drawn.
+        """
+        door = self._door
+        if door.sampling == "poisson" and mechanism(door.channel) is not None:
+            raise ExposureError(
+                "who was drawn is a secret where a channel protects clients who are sampled: use "
+                "fed.members, and let fed.aggregate ask the cohort by naming no clients"
+            )
+        return self._cohort
 
     @property
     def last_round(self) -> bool:
@@ -122,7 +143,7 @@ class Federation:
         if protection is not None and draw is not None:
             total = release(door, protection, draw, position, name, total)
         elif total.count:
-            door.ledger.bare.add(name)
+            door.ledger.uncharged(name)
         for index in reversed(range(len(door.channel))):
             key = seed_of(
                 door.seed, position.stage, position.round, position.exchange, "receive", index
@@ -152,7 +173,7 @@ class Federation:
                 "them: use fed.aggregate, another method, or a channel without secure aggregation"
             )
         position, results, start = self._exchange(program, message, clients, reveal=True)
-        self._door.ledger.bare.add(program_name(program))
+        self._door.ledger.uncharged(program_name(program))
         self._book(program, message, clients, position, results, start, None)
         found = [settle(reply, self.device) for result in results for reply in result.replies or ()]
         equal = self._door.aggregation.weights == "equal"
@@ -212,7 +233,7 @@ class Federation:
         return list(self._door.engine.run(request, (id,), self._door.memories))
 
     def _asked(self, clients: Sequence[int] | None) -> tuple[int, ...]:
-        return tuple(sorted(set(self.cohort if clients is None else clients)))
+        return tuple(sorted(set(self._cohort if clients is None else clients)))
 
     def _check_words(self, program: Program[Any] | Local, message: Any) -> None:
         for value, fact in (

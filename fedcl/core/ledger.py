@@ -94,8 +94,9 @@ def charges(events: Iterable[Event]) -> list[Charge]:
     """Returns what events cost a client that takes part in whatever it is asked for.
 
     A fixed-size sample is credited nothing: whether a client is in it depends on the others. In
-    turns, a client is asked at most as often in a stage as its turn can come. Rounds of correlated
-    noise are one mechanism, which is charged whole with its first release.
+    turns, a client is asked at most as often in a stage as its turn can come from the first to the
+    last of these rounds. Rounds of correlated noise are one mechanism, which is charged whole with
+    its first release.
     """
     events = list(events)
     whole = filter(_banded, events)
@@ -120,7 +121,9 @@ def charges(events: Iterable[Event]) -> list[Charge]:
         apart = separation_of(draw.members, draw.expected)
         found.append(Charge(multiplier / sensitivity(coefficients(draw.bands), draw.rounds, apart)))
     for (_, members, expected), strengths in turns.items():
-        times = -(-len(strengths) * expected // members)
+        # Places go on while nothing is asked: a client may be the one asked in each such round.
+        rounds = max(strengths) - min(strengths) + 1
+        times = min(len(strengths), -(-rounds * expected // members))
         found.append(Charge(_multiplier(max(strengths.values())), 1.0, times))
     return found
 
@@ -146,20 +149,41 @@ class Ledger:
         keep: Writes an event where it lasts; called before the release.
         events: By place.
         bare: Channels that were sent without an event.
+        note: Writes the name of such a channel where it lasts.
     """
 
     keep: Callable[[Event], None] = lambda event: None
     events: dict[tuple[int, int, int], Event] = field(default_factory=dict)
     bare: set[str] = field(default_factory=set)
+    note: Callable[[str], None] = lambda channel: None
+    _last: tuple[int, int, int] = field(default=(-1, -2, -1), init=False)
+
+    def uncharged(self, channel: str) -> None:
+        """Takes note of a channel that was sent without an event: nothing bounds it."""
+        if channel not in self.bare:
+            self.note(channel)
+            self.bare.add(channel)
 
     def intend(self, event: Event, mechanism: Mechanism) -> None:
-        """Charges an event before its release; one that was charged already is not charged again.
+        """Charges an event before its release.
+
+        A resumed run comes to places that it charged before: the same release, with the same noise,
+        is not charged again. Within one sitting a run only goes forward.
 
         Raises:
-            ConfigError: It would exceed the budget, or another event was charged at its place.
+            ConfigError: It would exceed the budget, another event was charged at its place, or its
+                place lies behind: what was released there would be released with the same noise
+                once more.
         """
+        if event.place <= self._last:
+            raise ConfigError(
+                f"program {event.channel!r} asks for a second release at stage {event.stage}, "
+                f"round {event.round}, exchange {event.exchange}, which would have the noise of "
+                "the first: a method uses the `fed` of its own round, and repeats none"
+            )
         before = self.events.get(event.place)
         if before == event:
+            self._last = event.place
             return
         if before is not None:
             raise ConfigError(
@@ -182,6 +206,7 @@ class Ledger:
                 )
         self.keep(event)
         self.events[event.place] = event
+        self._last = event.place
 
     def epsilon(self, delta: float, chosen: Callable[[Event], bool] = lambda event: True) -> float:
         """Returns epsilon of the chosen events by privacy loss distributions; see `accounting`."""

@@ -154,7 +154,7 @@ class FOT(Method[State]):
         """Extends each basis by what this task's layer inputs add to it (GPSE)."""
         layers = guarded_layers(fed.model, self.head, fed.task.scenario)
         params = state.params if self.statistics_model == "global" else {}
-        clients = fed.members if self.statistics_clients == "members" else fed.cohort
+        clients = fed.members if self.statistics_clients == "members" else None
         sums = fed.aggregate(
             self._program(), Inputs(params, state.basis, layers), clients=clients
         ).sum

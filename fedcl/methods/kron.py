@@ -124,7 +124,7 @@ class Kron(Method[State]):
         if outputs == "auto":
             outputs = "identity" if later else "fisher"
         measure = KroneckerMoments(self.inputs == "moments", outputs)
-        clients = fed.members if self.statistics_clients == "members" else fed.cohort
+        clients = fed.members if self.statistics_clients == "members" else None
         question = Question(state.params, layers, later)
         sums = fed.aggregate(
             Statistic(measure, "moments", exact=("count",), rows=_ROWS, draws=1),

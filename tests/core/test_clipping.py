@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from fedcl.core.clipping import clipped, norm
+from fedcl.core.clipping import clipped, clipped_to_send, norm
 
 BOUND = 1.5
 
@@ -69,3 +69,24 @@ def test_the_order_of_names_changes_nothing_and_the_direction_stays() -> None:
     for name, value in tensors.items():
         torch.testing.assert_close(there[name], back[name], rtol=1e-14, atol=0)
         torch.testing.assert_close(there[name] * norm(tensors) / 0.1, value.double())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number", "bound"),
+    [
+        (torch.float16, 2.0**-23, 1e-4),  # twice the smallest number of its type
+        (torch.float8_e4m3fn, 2.0**-8, 1.0),
+        (torch.float16, 6e4, 1e6),
+        (torch.float32, 3e-3, 1.0),
+        (torch.bfloat16, 3e-3, 1.0),
+    ],
+)
+@pytest.mark.parametrize("excess", [1.0, 1.15, 1.3, 1.33, 2.1])
+def test_rounding_to_the_type_of_the_wire_keeps_the_bound(
+    dtype: torch.dtype, number: float, bound: float, excess: float
+) -> None:
+    """Numbers below a type's smallest normal one may round to twice their size."""
+    count = min(2_000_000, int((bound * excess / number) ** 2))
+    sent = clipped_to_send({"a": torch.full((count,), number).to(dtype)}, bound)
+    assert sent["a"].dtype == dtype
+    assert norm(sent) <= bound

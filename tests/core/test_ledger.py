@@ -98,7 +98,9 @@ def test_an_event_is_charged_once_and_cannot_be_another_one_afterwards() -> None
     found = Ledger(kept.append)
     mechanism = Mechanism(1.0, 1.0, DELTA)
     found.intend(event(0, 0), mechanism)
+    found = Ledger(kept.append, found.events)  # as a resumed run finds it
     found.intend(event(0, 0), mechanism)
     assert kept == [event(0, 0)]
+    found = Ledger(kept.append, found.events)
     with pytest.raises(ConfigError, match=r"holds another release at stage 0, round 0, exchange 0"):
         found.intend(event(0, 0, z=2.0), mechanism)
