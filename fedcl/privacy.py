@@ -15,8 +15,7 @@ ASSUMED = {
     "label space": "the classes of the stream, and which of them a stage has, are taken as public",
     "task borders": "when a stage begins and ends is taken to be public",
     "form": "names, shapes and types of replies are taken to be the same whatever the data",
-    "other runs": "each run is charged alone: one chosen among several, or an audited repeat of it, "
-    "costs more",
+    "other runs": "each run is charged alone; choosing one of several, or an audited repeat, adds",
 }
 WITHHELD = {
     "weights": "every client weighs 1",
