@@ -232,3 +232,14 @@ def test_rows_of_costs_and_evaluations_tell_more_than_releases(tmp_path: Path) -
     ]
     # The bytes that went down count the cohort, which is a secret: `docs/privacy.md` says so.
     assert len({size for sizes in asked for size in sizes}) > 1
+
+
+def test_no_count_of_clients_decides_what_is_released(tmp_path: Path) -> None:
+    """A secure sum of too few is withheld, but under a mechanism that would tell their number."""
+    changes = {**POISSON, "training.cohort": 1, "training.rounds": 8, "evaluation.every": 0}
+    channel = [{"name": "central_dp", "noise": "seeded"}, {"name": "secure_aggregation"}]
+    record = fedcl.run(tiny(changes, channel=channel), tmp_path / "run")
+    assert record.summary["skipped_or_repeated_rounds"] == []
+    file = LedgerFile(tmp_path / "run" / "checkpoint")
+    assert len(file.events()) == 16, "each round is released, whoever was drawn"
+    file.close()

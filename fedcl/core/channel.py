@@ -92,7 +92,12 @@ def hides_replies(channel: Channel) -> bool:
 
 
 def least_of(channel: Channel) -> int:
-    """Returns the fewest clients whose sum a channel hands out; 0 for any number."""
+    """Returns the fewest clients whose sum a channel hands out; 0 for any number.
+
+    Noise protects the sum of a few as well, and a sum that is withheld would tell their number.
+    """
+    if mechanism(channel) is not None:
+        return 0
     return max((int(getattr(step, "least", 0)) for step in channel), default=0)
 
 
