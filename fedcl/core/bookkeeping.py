@@ -173,8 +173,8 @@ def _booked(
         scale = factors(norms, clip, found.dtype)
         total = {name: torch.zeros_like(value) for name, value in params.items()}
         for call, part in zip(calls, parts, strict=True):
-            sums = part.weighted(scale)
-            total |= {whole: sums[own].to(total[whole]) for own, whole in call.names.items()}
+            sums = part.weighted(scale, 1)
+            total |= {whole: sums[own][0].to(total[whole]) for own, whole in call.names.items()}
     return ClippedSum(total, norms, "books" if bool((norms > 0).any()) else path)
 
 

@@ -25,12 +25,13 @@ class Part:
 
     Attributes:
         squares: (n,) float64 squared norms over the parameters asked for.
-        weighted: Returns the sums of the gradients times the examples' factors (n,), by the
-            parameter's name in the layer. An example of factor 0 adds nothing, whatever it holds.
+        weighted: Returns the sums of the gradients times the examples' factors (n,) for each of so
+            many groups of neighbours, all of one size: (groups, ...) tensors by the parameter's
+            name in the layer. An example of factor 0 adds nothing, whatever it holds.
     """
 
     squares: Tensor
-    weighted: Callable[[Tensor], dict[str, Tensor]]
+    weighted: Callable[[Tensor, int], dict[str, Tensor]]
 
 
 def part_of(layer: nn.Module, names: frozenset[str], inputs: Tensor, signals: Tensor) -> Part:
@@ -82,6 +83,16 @@ def _finite(values: Tensor, factors: Tensor) -> Tensor:
     return chosen(values, (factors > 0).to(factors.dtype))
 
 
+def _split(values: Tensor, groups: int) -> Tensor:
+    """Returns (n, ...) values as (groups, n / groups, ...)."""
+    return values.view(groups, len(values) // groups, *values.shape[1:])
+
+
+def _sums(values: Tensor, factors: Tensor, groups: int) -> Tensor:
+    """Returns the (groups, ...) sums of (n, ...) values times factors."""
+    return _split(chosen(values, factors), groups).sum(1)
+
+
 def _rows(names: frozenset[str], a: Tensor, d: Tensor) -> Part:
     """A linear layer that sees one row of each example: the norm is a product of two norms."""
     sizes = _squares(d)
@@ -91,9 +102,9 @@ def _rows(names: frozenset[str], a: Tensor, d: Tensor) -> Part:
     if "bias" in names:
         squares = squares + sizes
 
-    def weighted(factors: Tensor) -> dict[str, Tensor]:
-        own = chosen(d, factors)
-        return {"weight": own.mT @ _finite(a, factors), "bias": own.sum(0)}
+    def weighted(factors: Tensor, groups: int) -> dict[str, Tensor]:
+        own, inputs = _split(chosen(d, factors), groups), _split(_finite(a, factors), groups)
+        return {"weight": own.mT @ inputs, "bias": own.sum(1)}
 
     return Part(squares, weighted)
 
@@ -122,14 +133,16 @@ def _products(layer: nn.Module, names: frozenset[str], a: Tensor, d: Tensor) -> 
         products = d @ a.mT  # (n, groups, out, d)
         squares = squares + _squares(products)
 
-    def weighted(factors: Tensor) -> dict[str, Tensor]:
-        found = {"bias": chosen(turned, factors).sum(0)}
+    def weighted(factors: Tensor, groups: int) -> dict[str, Tensor]:
+        found = {"bias": _sums(turned, factors, groups)}
         if products is not None:
-            weight = chosen(products, factors).sum(0)
+            weight = _sums(products, factors, groups)
         else:
-            wide = chosen(d, factors).permute(1, 2, 0, 3).flatten(2)  # (groups, out, n * places)
-            weight = wide @ _finite(a, factors).permute(1, 0, 3, 2).flatten(1, 2)
-        return {**found, "weight": weight.reshape(shape)}
+            # (groups of examples, groups of channels, outputs or inputs, examples * places)
+            wide = _split(chosen(d, factors), groups).permute(0, 2, 3, 1, 4).flatten(3)
+            inputs = _split(_finite(a, factors), groups).permute(0, 2, 3, 1, 4).flatten(3)
+            weight = wide @ inputs.mT
+        return {**found, "weight": weight.reshape(groups, *shape)}
 
     return Part(squares, weighted)
 
@@ -158,10 +171,13 @@ def _embedding(layer: nn.Embedding, ids: Tensor, d: Tensor) -> Part:
     same = (ids[:, :, None] == ids[:, None, :]).to(wide.dtype)
     squares = ((wide @ wide.mT) * same).flatten(1).sum(1).clamp(min=0.0)
 
-    def weighted(factors: Tensor) -> dict[str, Tensor]:
-        start = d.new_zeros((layer.num_embeddings, layer.embedding_dim))
-        own = chosen(d, factors).flatten(0, 1)
-        return {"weight": start.index_add(0, ids.flatten(), own)}
+    def weighted(factors: Tensor, groups: int) -> dict[str, Tensor]:
+        start = d.new_zeros((groups * layer.num_embeddings, layer.embedding_dim))
+        first = torch.arange(groups, device=ids.device)[:, None, None] * layer.num_embeddings
+        found = start.index_add(
+            0, (_split(ids, groups) + first).flatten(), chosen(d, factors).flatten(0, 1)
+        )
+        return {"weight": found.view(groups, layer.num_embeddings, layer.embedding_dim)}
 
     return Part(squares, weighted)
 
@@ -173,7 +189,7 @@ def _scales(names: frozenset[str], scale: Tensor, shift: Tensor) -> Part:
         if name in names:
             squares = squares + _squares(value)
 
-    def weighted(factors: Tensor) -> dict[str, Tensor]:
-        return {"weight": chosen(scale, factors).sum(0), "bias": chosen(shift, factors).sum(0)}
+    def weighted(factors: Tensor, groups: int) -> dict[str, Tensor]:
+        return {"weight": _sums(scale, factors, groups), "bias": _sums(shift, factors, groups)}
 
     return Part(squares, weighted)

@@ -17,10 +17,10 @@ from fedcl.core.apart import check_apart
 from fedcl.core.block import Block, Plan
 from fedcl.core.blocklayers import BlockLayer
 from fedcl.core.blockmodel import BlockModel, block_model_of
-from fedcl.core.blocknet import BlockNet, flat_task
+from fedcl.core.blocknet import SealedNet, flat_task
 from fedcl.core.blockweights import Outer, Step, Stepped, UsedTwice, as_products, recurrence
 from fedcl.core.local import Local, check_losses
-from fedcl.core.model import Dropout, dropouts
+from fedcl.core.model import Dropout, Net, dropouts
 from fedcl.core.params import Params
 from fedcl.core.seeds import torch_generator
 from fedcl.core.sgd import Settings, draw_masks, seen
@@ -135,13 +135,13 @@ class _Training:
             self._lay_out()
             for number, working in enumerate(plan.working):
                 if working != tasked:
-                    task, tasked = flat_task(block, plan, range(working)), working
+                    task, tasked = flat_task(block, plan.order[:working], width), working
                 assert task is not None
                 step = Step(working, number, width, self.anchor, self.grouped)
                 self.net.begin(step)
                 masks = self._masks(generators[:working], width)
                 batch = self._rows(rows, working, number)
-                net = BlockNet(block.model, self.net.net, masks, working * width)
+                net = SealedNet(Net(self.net.net, None, masks), working * width, block.model)
                 losses = self.local.loss(net, batch, task, self.message)
                 check_losses(losses, working * width)
                 weight = weights[:working, number].reshape(-1)
@@ -177,8 +177,9 @@ class _Training:
         self.net.hold(params)
         width = len(batch) // len(places)
         self.net.begin(Step(len(places), 0, width, self.anchor, self.grouped))
-        net = BlockNet(self.block.model, self.net.net, masks, len(batch))
-        losses = self.local.loss(net, batch, flat_task(self.block, self.plan, places), self.message)
+        net = SealedNet(Net(self.net.net, None, masks), len(batch), self.block.model)
+        task = flat_task(self.block, [self.plan.order[place] for place in places], width)
+        losses = self.local.loss(net, batch, task, self.message)
         self.net.end()
         return losses
 

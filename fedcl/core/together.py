@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from fedcl.core.augment import view_draws
 from fedcl.core.block import Batching, Block, block_of, make_plan
 from fedcl.core.blocknet import Unfit
+from fedcl.core.client import Spent
 from fedcl.core.fused import fusible, train_fused
 from fedcl.core.local import Local, no_passes, own_data, own_state
 from fedcl.core.sgd import Settings, train_one, visits
@@ -32,11 +34,36 @@ def train_block(
     Raises:
         ValueError: The path cannot train this model with this loss.
     """
-    rows = block
-    if local.data is not own_data:
-        chosen = [block.client(k) for k in range(len(block))]
-        rows = block_of([replace(c, data=local.data(c, message)) for c in chosen])
-    trained = _train(local, settings, rows, message, batching)
+    trained = _train(local, settings, training_rows(local, block, message), message, batching)
+    return answer_of(local, block, message, trained, [{"loss": loss} for loss in trained.losses])
+
+
+def training_rows(local: Local, block: Block, message: Any) -> Block:
+    """Returns the block with the examples to train on, such as its own and remembered ones."""
+    if local.data is own_data:
+        return block
+    chosen = [block.client(k) for k in range(len(block))]
+    return block_of([replace(c, data=local.data(c, message)) for c in chosen])
+
+
+def answer_of(
+    local: Local,
+    block: Block,
+    message: Any,
+    trained: TrainedBlock,
+    metrics: Sequence[Mapping[str, float]],
+    spent: Sequence[Spent] = (),
+) -> BlockReply:
+    """Lets the clients of a trained block remember, and returns what they may report.
+
+    Args:
+        local: The parts of local training.
+        block: The clients.
+        message: What they received.
+        trained: The clients after training.
+        metrics: What each tells.
+        spent: What protects each one's records.
+    """
     states: list[Any] = []
     if local.keep is not own_state:
         states = [
@@ -46,9 +73,10 @@ def train_block(
     return BlockReply(
         trained,
         [float(size) for size in block.sizes],
-        [{"loss": loss} for loss in trained.losses],
+        metrics,
         states,
         [local.passes(block.client(k), message) for k in range(len(block))] if counted else (),
+        spent,
     )
 
 
