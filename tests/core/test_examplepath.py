@@ -104,9 +104,14 @@ def pulled(net: Net, batch: Examples, task: ClientTask, message: Told) -> Tensor
 
 def test_each_message_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Mlp((8,)).build((6,), 3).double()
-    client, tries = toys.client(model, 5), []
+    client, tries = toys.client(model, 5), list[Any]()
     tried = examplepath._tried
-    monkeypatch.setattr(examplepath, "_tried", lambda *given: tries.append(0) or tried(*given))
+
+    def counted(*given: Any) -> Any:
+        tries.append(given)
+        return tried(*given)
+
+    monkeypatch.setattr(examplepath, "_tried", counted)
     plain, pull = (Told(toys.parameters(model), way) for way in (False, True))
     for message, path in ((plain, "books"), (plain, "books"), (pull, "vmap"), (pull, "vmap")):
         assert path_of(Local(pulled), model, client.data, message) == path

@@ -155,7 +155,7 @@ def test_the_noise_of_every_step_is_the_claimed_one() -> None:
 
 def test_noise_of_steps_and_clients_is_independent() -> None:
     """T5: clients of one seed, too; a simulator that seeds noise by it would add the same twice."""
-    parts = {}
+    parts: dict[str, Params] = {}
     for id in (0, 1):
         client = replace(wide(14, id), seed=7)
         parts |= {f"{id}/{k}": own for k, own in enumerate(residuals(NOISY, client))}
@@ -175,7 +175,7 @@ def test_wrong_noise_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> No
         return right(root, shape, scale, *place[2:])
 
     monkeypatch.setattr(noise, "gaussian", wrong)
-    parts = {}
+    parts: dict[str, Params] = {}
     for id in (0, 1):
         parts |= {f"{id}/{k}": own for k, own in enumerate(residuals(NOISY, wide(14, id)))}
     if fault == "half":
@@ -235,7 +235,7 @@ def test_batches_are_poisson_samples() -> None:
         member[step, rows.numpy()] = 1.0
         assert rows.tolist() == sorted(set(rows.tolist()))
     assert abs(member.mean(0) - 0.3).max() < 5 * math.sqrt(0.21 / len(drawn))
-    together = np.corrcoef(member.T)[np.triu_indices(20, 1)]
+    together = np.asarray(np.corrcoef(member.T))[np.triu_indices(20, 1)]
     assert abs(together).max() < 5 / math.sqrt(len(drawn))
 
 

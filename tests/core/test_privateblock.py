@@ -21,7 +21,7 @@ from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.core.private import train_private
 from fedcl.core.privateblock import train_private_block
-from fedcl.core.privatedraws import PrivateSettings
+from fedcl.core.privatedraws import PrivateSettings, step_noise
 from fedcl.core.task import ClientTask, Examples
 from fedcl.core.trained import BlockReply
 from fedcl.models.cnn import Cnn
@@ -220,7 +220,7 @@ def test_padding_that_counts_would_show(monkeypatch: pytest.MonkeyPatch) -> None
         ones = options.get("dtype") == torch.float64 and len(shape) == 1 and len(shape[0]) == 2
         return torch.ones(*shape, **options) if ones else real(*shape, **options)
 
-    monkeypatch.setattr(privateblock.torch, "zeros", present)
+    monkeypatch.setattr(torch, "zeros", present)
     reply, message = together("fused", Local(cross_entropy), PLAIN, own)
     monkeypatch.undo()
     assert reply.trained.padded > 0
@@ -236,7 +236,7 @@ def test_padding_that_counts_would_show(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_one_noise_for_all_clients_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     own = cohort("mlp", (9, 5))
-    right = privateblock.step_noise
+    right = step_noise
 
     def shared(key: bytes, *place: Any) -> Tensor:
         return right(own[0].key or b"", *place)
