@@ -14,13 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedcl.assembly import (
-    build_site,
-    check_minimum,
-    check_protection,
-    guarded,
-    sealed,
-)
+from fedcl.assembly import build_site, check_minimum, check_protection, guarded, sealed
 from fedcl.assessment import assess
 from fedcl.audited import examined, opened_watches, shown
 from fedcl.config import Experiment

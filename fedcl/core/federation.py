@@ -13,14 +13,7 @@ from torch import nn
 
 from fedcl.core import local as parts
 from fedcl.core.aggregation import aggregate
-from fedcl.core.channel import (
-    Aggregate,
-    hides_replies,
-    least_of,
-    mechanism,
-    mechanism_at,
-    told,
-)
+from fedcl.core.channel import Aggregate, hides_replies, least_of, mechanism, mechanism_at, told
 from fedcl.core.client import Each, Program, Reply
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import BlockResult, Position, Request, program_name
