@@ -7,7 +7,7 @@ from torch import nn
 
 from fedcl.config import Experiment
 from fedcl.core.adversary import Attackers
-from fedcl.core.channel import hides_replies, least_of, mechanism_at
+from fedcl.core.channel import hides_replies, least_of
 from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError
 from fedcl.core.guard import Guarded
@@ -85,26 +85,24 @@ def sealed(experiment: Experiment, engine: Engine) -> Engine:
 
 def check_minimum(experiment: Experiment, stream: Stream) -> None:
     """Raises ConfigError when a stage has fewer clients than the replies that a round needs."""
-    least = least_of(experiment.channel)
+    least, needed = least_of(experiment.channel), experiment.aggregation.least
     minimum = max(experiment.training.minimum, least)
     where = "[channel] least" if minimum == least else "[training] minimum"
-    for stage in range(stream.stages if minimum > 1 else 0):
+    rule, cohort = experiment.names["aggregation"], experiment.training.cohort
+    for stage in range(stream.stages if max(minimum, needed) > 1 else 0):
         members = len(stream.members(stage))
         if members < minimum:
             raise ConfigError(
                 f"{where} = {minimum} replies cannot come from the {members} clients with data at "
                 f"stage {stage}: lower it"
             )
-
-
-def check_protection(experiment: Experiment, stream: Stream) -> None:
-    """Raises ConfigError when what protects clients cannot work with the cohorts of a stage."""
-    states = [step.init() for step in experiment.channel]
-    if not any(hasattr(step, "mechanism_at") for step in experiment.channel):
-        return
-    for size in {len(stream.members(stage)) for stage in range(stream.stages)} - {0}:
-        expected = min(experiment.training.cohort or size, size)
-        mechanism_at(experiment.channel, states, "", expected)
+        asked = min(cohort or members, members)
+        if 0 < asked < needed:
+            raise ConfigError(
+                f"[aggregation] {rule!r} needs {needed} replies of a round, but {asked} clients "
+                f"are asked at stage {stage}: let it reckon with fewer attackers, ask more clients "
+                "(training.cohort), or take another rule"
+            )
 
 
 def build_model(experiment: Experiment, shape: tuple[int, ...], classes: int) -> nn.Module:

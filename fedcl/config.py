@@ -168,17 +168,7 @@ def _check(experiment: Experiment) -> None:
             f"method {name!r} asks for single replies, but the channel hides them: take another "
             "method or remove the step that hides replies from [[channel]]"
         )
-    rule = experiment.names["aggregation"]
-    if experiment.aggregation.needs_replies and hides_replies(experiment.channel):
-        raise ExposureError(
-            f"[aggregation] {rule!r} compares single replies, but the channel hides them: take "
-            '"mean" or remove the step that hides replies from [[channel]]'
-        )
-    if experiment.aggregation.needs_replies and experiment.channel:
-        raise ConfigError(
-            f"[aggregation] {rule!r} takes replies as they are, but [[channel]] changes their sum: "
-            'take "mean" or remove the channel'
-        )
+    _check_rule(experiment)
     channel = experiment.channel
     protecting = [k for k, step in enumerate(channel) if hasattr(step, "mechanism")]
     if len(protecting) > 1 or any(
@@ -205,4 +195,24 @@ def _check(experiment: Experiment) -> None:
         raise ConfigError(
             '[evaluation] splits names "validation", but nothing is held out: set '
             "stream.validation, e.g. to 0.1"
+        )
+
+
+def _check_rule(experiment: Experiment) -> None:
+    """Refuses a rule that looks at single replies where a step of the channel forbids that."""
+    rule, channel = experiment.names["aggregation"], experiment.channel
+    if not experiment.aggregation.needs_replies:
+        return
+    for step, table in zip(channel, experiment.resolved["channel"], strict=True):
+        if hides_replies([step]):
+            bounds = ", and what it proves is about their sum" if hasattr(step, "mechanism") else ""
+            raise ExposureError(
+                f"[aggregation] {rule!r} compares single replies, but [[channel]] "
+                f'{table["name"]!r} hides them{bounds}: take "mean" or remove that step'
+            )
+    if channel:
+        raise ConfigError(
+            f"[aggregation] {rule!r} takes replies as they are, but [[channel]] "
+            f'{experiment.resolved["channel"][0]["name"]!r} changes their sum: take "mean" or '
+            "remove the channel"
         )

@@ -85,8 +85,8 @@ def server(run: Planned) -> list[Part]:
     if not run.summed:
         sums += run.cohort * params
     if run.experiment.aggregation.needs_replies:
-        # One parameter of all replies in float64, with what a rule makes of it.
-        sums += 3 * 8 * run.cohort * run.largest
+        # All replies twice in float64; beside them one parameter of all and what becomes of it.
+        sums += run.cohort * (2 * run.sums + 3 * 8 * run.largest)
     half = run.needs.server + run.needs.state
     return [Part("the server at work", max(sums, commit, half), "model")]
 

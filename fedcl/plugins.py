@@ -35,7 +35,7 @@ KINDS: Mapping[str, type | tuple[str, ...]] = {
     "methods": Method,
     "trainers": ("__call__", "block", "check", "private", "scaled"),
     "engines": ("open", "run", "close"),
-    "aggregations": ("weights", "needs_replies", "centre"),
+    "aggregations": ("weights", "needs_replies", "least", "combine"),
     "channels": ("init", "upload", "receive", "hides_replies"),
     "audits": ("open",),
 }

@@ -182,7 +182,7 @@ COMBINATIONS = [
         "rule without replies",
         {"aggregation.name": "median", "channel": [{"name": "secure_aggregation"}]},
         "[aggregation] 'median' compares single replies",
-        "remove the step",
+        "remove that step",
     ),
     Bad("minimum", {"training.minimum": 4}, "[training] minimum = 4", "cohort = 3"),
     Bad("few clients", {"training.cohort": 9, "training.minimum": 6}, "the 5 clients", "lower it"),

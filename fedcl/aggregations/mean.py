@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedcl.core.aggregation import Weights
+from fedcl.core.params import Params
 
 __all__ = ["Mean"]
 
@@ -27,6 +30,14 @@ class Mean:
         """A sum is enough."""
         return False
 
-    def centre(self, stacked: Tensor) -> Tensor:
-        """Returns the mean of (clients, ...) values."""
-        return stacked.mean(0)
+    @property
+    def least(self) -> int:
+        """One reply is its own mean."""
+        return 1
+
+    def combine(self, replies: Sequence[Params]) -> Mapping[str, Tensor]:
+        """Returns the mean of replies that weigh the same."""
+        return {
+            name: torch.stack([reply[name].double() for reply in replies]).mean(0)
+            for name in replies[0]
+        }

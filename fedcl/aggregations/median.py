@@ -1,15 +1,19 @@
 """The median of every coordinate, for an even number of clients the mean of the middle two.
 
 Yin et al., Byzantine-robust distributed learning: towards optimal statistical rates, ICML 2018.
+Flower's FedMedian.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedcl.aggregations._flower import chosen
 from fedcl.core.aggregation import Weights
+from fedcl.core.params import Params
 
 __all__ = ["Median"]
 
@@ -28,7 +32,11 @@ class Median:
         """It compares single replies."""
         return True
 
-    def centre(self, stacked: Tensor) -> Tensor:
-        """Returns the median of (clients, ...) values."""
-        ordered, n = stacked.sort(0).values, len(stacked)
-        return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    @property
+    def least(self) -> int:
+        """One reply is its own median."""
+        return 1
+
+    def combine(self, replies: Sequence[Params]) -> Mapping[str, Tensor]:
+        """Returns the median of replies, coordinate by coordinate."""
+        return chosen("FedMedian", replies)

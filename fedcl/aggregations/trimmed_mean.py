@@ -1,15 +1,19 @@
 """The trimmed mean: at each coordinate the largest and smallest values are left out.
 
 Yin et al., Byzantine-robust distributed learning: towards optimal statistical rates, ICML 2018.
+Flower's FedTrimmedAvg.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedcl.aggregations._flower import chosen
 from fedcl.core.aggregation import Weights
+from fedcl.core.params import Params
 
 __all__ = ["TrimmedMean"]
 
@@ -38,7 +42,11 @@ class TrimmedMean:
         """It compares single replies."""
         return True
 
-    def centre(self, stacked: Tensor) -> Tensor:
-        """Returns the trimmed mean of (clients, ...) values."""
-        cut = int(self.share * len(stacked))
-        return stacked.sort(0).values[cut : len(stacked) - cut].mean(0)
+    @property
+    def least(self) -> int:
+        """Of few replies it leaves out none."""
+        return 1
+
+    def combine(self, replies: Sequence[Params]) -> Mapping[str, Tensor]:
+        """Returns the trimmed mean of replies, coordinate by coordinate."""
+        return chosen("FedTrimmedAvg", replies, beta=self.share)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from fedcl.core.channel import Aggregate, combine, fold
-from fedcl.core.client import Reply
 from fedcl.core.engine import BlockResult
+from fedcl.core.params import Params
 
 Weights = Literal["examples", "equal"]
 
@@ -22,6 +22,8 @@ class Aggregation(Protocol):
         weights: `examples` weighs a reply by its own weight (for training its client's number of
             examples), `equal` by 1.
         needs_replies: Whether the server must see single replies, and not their sum alone.
+        least: Replies below which the rule promises nothing; an exchange with fewer counts as one
+            with too few answers.
     """
 
     @property
@@ -34,8 +36,17 @@ class Aggregation(Protocol):
         """Whether single replies are compared."""
         ...
 
-    def centre(self, stacked: Tensor) -> Tensor:
-        """Returns (...) the middle of (clients, ...) values; asked when `needs_replies`."""
+    @property
+    def least(self) -> int:
+        """Replies that it needs."""
+        ...
+
+    def combine(self, replies: Sequence[Params]) -> Mapping[str, Tensor]:
+        """Returns the one reply that stands for all; asked when `needs_replies`.
+
+        Args:
+            replies: At least one, all of the same names, shapes and types.
+        """
         ...
 
 
@@ -52,12 +63,9 @@ def aggregate(rule: Aggregation, results: Sequence[BlockResult]) -> Aggregate:
     if not rule.needs_replies:
         return combine([result.total for result in results if result.total is not None])
     replies = [reply for result in results for reply in result.replies or ()]
-    sums = fold(replies, rule.weights == "equal")
-    middle = {name: rule.centre(stack(replies, name)) for name in sums.total}
-    total = {name: value * sums.weight for name, value in middle.items()}
-    return Aggregate(total, sums.weight, sums.count, sums.metrics)
-
-
-def stack(replies: Sequence[Reply], name: str) -> Tensor:
-    """Returns the (clients, ...) values of one tensor, in float64."""
-    return torch.stack([reply.tensors[name].double() for reply in replies])
+    counted = fold([replace(reply, tensors={}) for reply in replies], rule.weights == "equal")
+    if not replies:
+        return counted
+    one = rule.combine([reply.tensors for reply in replies])
+    total = {name: value.double() * counted.weight for name, value in one.items()}
+    return replace(counted, total=total)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fedcl.core.aggregation import Aggregation
 from fedcl.core.audit import Watch
-from fedcl.core.channel import Channel
+from fedcl.core.channel import Channel, least_of
 from fedcl.core.engine import Engine
 from fedcl.core.exchange import Exchange
 from fedcl.core.ledger import Ledger
@@ -17,7 +17,7 @@ from fedcl.core.wire import Vocabulary
 
 
 class TooFewReplies(Exception):
-    """Fewer clients answered than `training.minimum`: the round is skipped or repeated."""
+    """Fewer clients answered than needed: the round is skipped or repeated."""
 
 
 @dataclass
@@ -59,3 +59,16 @@ class Door:
     size: int = 0
     root: bytes | None = None
     ledger: Ledger = field(default_factory=Ledger)
+
+    def fewest(self, least: int) -> tuple[str, int]:
+        """Returns how many replies an exchange needs, and what says so.
+
+        Args:
+            least: What the rule that combines them needs.
+        """
+        bounds = {
+            "training.minimum": self.minimum,
+            "the channel's least": least_of(self.channel),
+            "what the rule of [aggregation] needs": least,
+        }
+        return max(bounds.items(), key=lambda bound: bound[1])

@@ -13,7 +13,13 @@ from torch import nn
 
 from fedcl.core import local as parts
 from fedcl.core.aggregation import aggregate
-from fedcl.core.channel import Aggregate, hides_replies, least_of, mechanism, mechanism_at, told
+from fedcl.core.channel import (
+    Aggregate,
+    hides_replies,
+    mechanism,
+    mechanism_at,
+    told,
+)
 from fedcl.core.client import Each, Program, Reply
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import BlockResult, Position, Request, program_name
@@ -24,7 +30,7 @@ from fedcl.core.local import Local, Loss, Penalty, Project
 from fedcl.core.model import Net
 from fedcl.core.noise import key_of
 from fedcl.core.params import Params
-from fedcl.core.release import draw_of, expected_of, nothing_of, release
+from fedcl.core.release import draw_of, nothing_of, release
 from fedcl.core.seeds import numpy_generator, seed_of
 from fedcl.core.task import TaskInfo
 from fedcl.core.tree import bytes_by_kind, settle
@@ -112,20 +118,20 @@ class Federation:
             ClientError: A client's program failed.
         """
         rule, name = self._door.aggregation, program_name(program)
-        expected = expected_of(self._door, self.members, clients)
-        protection = mechanism_at(self._door.channel, self._door.channel_state, name, expected)
+        protection = mechanism_at(self._door.channel, self._door.channel_state, name)
         draw = None
         if protection is not None and len(self.members):
             at = self._position()
             draw = draw_of(
                 self._door, self.members, self.rounds, at, clients, name, protection.bands
             )
-        position, results, start = self._exchange(program, message, clients, rule.needs_replies)
+        position, results, start = self._exchange(
+            program, message, clients, rule.needs_replies, rule.least if rule.needs_replies else 0
+        )
         total = aggregate(rule, results)
         if draw is not None and not total.count:
             # That nobody was drawn must not show: the noise of this sum is released like any other.
-            probe = self._probe(position, program, message, expected)
-            total = nothing_of(aggregate(rule, probe))
+            total = nothing_of(aggregate(rule, self._probe(position, program, message)))
         metrics = {
             name: number / total.weight
             for name, number in total.metrics.items()
@@ -147,7 +153,7 @@ class Federation:
                 total, door.channel_state[index], key
             )
         if hides_replies(door.channel):
-            total = replace(total, metrics={})
+            total = Aggregate(total.total, total.weight, total.count)
         self._book(program, message, clients, position, results, start, total)
         return total
 
@@ -180,6 +186,7 @@ class Federation:
         message: Any,
         clients: Sequence[int] | None,
         reveal: bool,
+        least: int = 0,
     ) -> tuple[Position, list[BlockResult], float]:
         door = self._door
         position = self._position()
@@ -188,20 +195,17 @@ class Federation:
         check_each(program_name(program), message, asked)
         check_sum(door.channel, program_name(program), message, clients)
         start = time.perf_counter()
-        least = max(door.minimum, least_of(door.channel))
-        expected = expected_of(door, self.members, clients)
-        request = self._request(position, program, message, reveal, expected)
-        request = replace(request, least=least)
+        bound, fewest = door.fewest(least)
+        request = replace(self._request(position, program, message, reveal), least=fewest)
         results: list[BlockResult] = []
         for result in door.engine.run(request, self._available(position, asked), door.memories):
             door.memories.save(result.memories)
             add_block(request, results, result)
         answered = sum(len(result.ids) for result in results)
-        if answered < least:
+        if answered < fewest:
             # What went up and down is paid for, though it is not used.
             self._book(program, message, clients, position, results, start, None)
-            bound = "training.minimum" if least == door.minimum else "the channel's least"
-            raise TooFewReplies(f"{answered} of {len(asked)} clients answered; {bound} is {least}")
+            raise TooFewReplies(f"{answered} of {len(asked)} clients answered; {bound} is {fewest}")
         return position, results, start
 
     def _position(self) -> Position:
@@ -209,20 +213,15 @@ class Federation:
         return Position(self.task.index, self.round, exchange, self.attempt)
 
     def _request(
-        self,
-        position: Position,
-        program: Program[Any] | Local,
-        message: Any,
-        reveal: bool,
-        expected: int,
+        self, position: Position, program: Program[Any] | Local, message: Any, reveal: bool
     ) -> Request:
         door, at = self._door, (position.stage, position.round, position.exchange, position.attempt)
-        words = told(door.channel, door.channel_state, program_name(program), expected)
+        words = told(door.channel, door.channel_state)
         secret = None if door.root is None else key_of(door.root, "clients", *at)
         return Request(position, program, message, reveal, door.committed, words, secret)
 
     def _probe(
-        self, position: Position, program: Program[Any] | Local, message: Any, expected: int
+        self, position: Position, program: Program[Any] | Local, message: Any
     ) -> list[BlockResult]:
         """Returns one member's answer, for its form alone: nothing else of it is kept."""
         id = next(iter(message.messages), None) if isinstance(message, Each) else self.members[0]
@@ -231,8 +230,7 @@ class Federation:
                 f"program {program_name(program)!r} has a message for nobody, as nobody was drawn, "
                 "so that the form of its sum is not known: sample a larger cohort"
             )
-        request = self._request(position, program, message, False, expected)
-        request = replace(request, blank=True)
+        request = replace(self._request(position, program, message, reveal=False), blank=True)
         return list(self._door.engine.run(request, (id,), self._door.memories))
 
     def _asked(self, clients: Sequence[int] | None) -> tuple[int, ...]:
