@@ -7,7 +7,7 @@ from torch import nn
 
 from fedcl.config import Experiment
 from fedcl.core.adversary import Attackers
-from fedcl.core.channel import hides_replies, least_of
+from fedcl.core.channel import hides_replies, least_of, mechanism_at
 from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError
 from fedcl.core.guard import Guarded
@@ -103,6 +103,16 @@ def check_minimum(experiment: Experiment, stream: Stream) -> None:
                 f"are asked at stage {stage}: let it reckon with fewer attackers, ask more clients "
                 "(training.cohort), or take another rule"
             )
+
+
+def check_protection(experiment: Experiment, stream: Stream) -> None:
+    """Raises ConfigError when what protects clients cannot work with the cohorts of a stage."""
+    states = [step.init() for step in experiment.channel]
+    if not any(hasattr(step, "mechanism_at") for step in experiment.channel):
+        return
+    for size in {len(stream.members(stage)) for stage in range(stream.stages)} - {0}:
+        expected = min(experiment.training.cohort or size, size)
+        mechanism_at(experiment.channel, states, "", expected)
 
 
 def build_model(experiment: Experiment, shape: tuple[int, ...], classes: int) -> nn.Module:

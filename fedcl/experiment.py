@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedcl.assembly import build_site, check_minimum, guarded, sealed
+from fedcl.assembly import build_site, check_minimum, check_protection, guarded, sealed
 from fedcl.assessment import assess
 from fedcl.audited import examined, opened_watches, shown
 from fedcl.config import Experiment
@@ -97,6 +97,7 @@ def run(
     site = build_site(experiment)
     stream: Stream = site.population.stream  # type: ignore[attr-defined]
     check_minimum(experiment, stream)
+    check_protection(experiment, stream)
     joint = read_reference(experiment.evaluation.reference, experiment, stream)
     folder = None if out is None else Path(out)
     check_room(forecast(experiment, site, before), experiment, folder)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from fedcl.core.ledger import Ledger, Mechanism
+from fedcl.core.ledger import Event, Ledger, Mechanism
 from fedcl.record import Row
 
 # What nobody noises because it is taken to be known already; the report says so.
@@ -22,6 +22,7 @@ WITHHELD = {
     "counts": "the expected number of clients is told instead",
     "metrics": "no metric leaves a client",
 }
+UNKNOWN = "clips names it, but no exchange of this run had that name: is it spelt right?"
 _SEEDED = "ε not valid: seeded noise"
 
 
@@ -73,7 +74,7 @@ def privacy_rows(costs: Iterable[Row], ledger: Ledger, mechanism: Mechanism | No
     delta, rows = mechanism.delta, []
     for channel, epsilon in ledger.by_channel(delta).items():
         events = [event for event in ledger.events.values() if event.channel == channel]
-        note = f"{len(events)} releases, clip {mechanism.sensitivity:g}, "
+        note = f"{len(events)} releases, sensitivity {_range(events)}, "
         note += f"noise multiplier {mechanism.noise_multiplier:g}, "
         note += "sampling " + " and ".join(sorted({event.draw.how for event in events}))
         rows.append(_row(channel, "gaussian", epsilon, delta, note))
@@ -81,6 +82,8 @@ def privacy_rows(costs: Iterable[Row], ledger: Ledger, mechanism: Mechanism | No
     rows.append(_row("all", "gaussian", ledger.epsilon(delta), delta, note))
     if mechanism.seeded:
         rows = [{**row, "epsilon": "inf", "note": f"{_SEEDED}; {row['note']}"} for row in rows]
+    unknown = set(mechanism.programs) - {event.channel for event in ledger.events.values()}
+    rows += [_row(name, "not sent", 0.0, None, UNKNOWN) for name in sorted(unknown)]
     rows += [_row(name, "not sent", 0.0, None, note) for name, note in WITHHELD.items()]
     rows += [_row(name, "not covered", math.inf, None, note) for name, note in ASSUMED.items()]
     members = max((event.draw.members for event in ledger.events.values()), default=0)
@@ -88,6 +91,12 @@ def privacy_rows(costs: Iterable[Row], ledger: Ledger, mechanism: Mechanism | No
         note = f"delta = {delta:g} allows to publish all of one of {members} clients: lower it"
         rows.append(_row("delta", "not covered", math.inf, delta, note))
     return rows
+
+
+def _range(events: Iterable[Event]) -> str:
+    sizes = [event.sensitivity for event in events]
+    least, most = min(sizes, default=0.0), max(sizes, default=0.0)
+    return f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
 
 
 def _row(channel: str, mechanism: str, epsilon: float, delta: float | None, note: str) -> Row:

@@ -23,12 +23,15 @@ class Aggregate:
         weight: Sum of the weights.
         count: Number of clients that answered.
         metrics: Weighted means of the replies' metrics; empty where replies are hidden.
+        noise: Standard deviation of the noise in each number of `total` that protects clients: a
+            public constant, which a method may use.
     """
 
     total: Params
     weight: float
     count: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    noise: float = 0.0
 
     @property
     def sum(self) -> dict[str, Tensor]:
@@ -60,9 +63,12 @@ class Transform(Protocol):
 
     A step that clips may have a property `mechanism` (`fedcl.core.ledger.Mechanism`): the door then
     charges each release, adds the noise to the sum, and divides means by a public constant. Where
-    what it does differs between exchanges it has `mechanism_at(program, state)` too. A step whose
-    clients must know its server half's state has `tells(state)`: what goes down with each exchange.
-    A step with `least` hands out no sum of fewer clients.
+    what it does differs between exchanges it has `mechanism_at(program, state, expected)` too. A
+    step whose clients must know its server half's state has `tells(program, state, expected)`: what
+    goes down with an exchange. `expected` is the public number of clients asked on average. A step
+    that promises a norm for every reply has `bound(sending)`, and `keeps_form` where a reply has
+    the same names, shapes and types after it. A step with `least` hands out no sum of fewer
+    clients.
     """
 
     @property
@@ -107,25 +113,28 @@ def mechanism(channel: Channel) -> Mechanism | None:
     return next((one for one in found if one is not None), None)
 
 
-def mechanism_at(channel: Channel, states: Sequence[Any], program: str) -> Mechanism | None:
+def mechanism_at(
+    channel: Channel, states: Sequence[Any], program: str, expected: int
+) -> Mechanism | None:
     """Returns what protects clients in the sum of one exchange, or None.
 
     Args:
         channel: The steps.
         states: Their server halves' states.
         program: Name of the program whose replies are summed.
+        expected: Clients asked on average.
     """
     for step, state in zip(channel, states, strict=True):
         if getattr(step, "mechanism", None) is not None:
             at = getattr(step, "mechanism_at", None)
-            return mechanism([step]) if at is None else at(program, state)
+            return mechanism([step]) if at is None else at(program, state, expected)
     return None
 
 
-def told(channel: Channel, states: Sequence[Any]) -> tuple[Any, ...]:
+def told(channel: Channel, states: Sequence[Any], program: str, expected: int) -> tuple[Any, ...]:
     """Returns what each step's server half tells the clients of an exchange."""
     return tuple(
-        step.tells(state) if hasattr(step, "tells") else None
+        step.tells(program, state, expected) if hasattr(step, "tells") else None
         for step, state in zip(channel, states, strict=True)
     )
 

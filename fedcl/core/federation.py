@@ -13,13 +13,7 @@ from torch import nn
 
 from fedcl.core import local as parts
 from fedcl.core.aggregation import aggregate
-from fedcl.core.channel import (
-    Aggregate,
-    hides_replies,
-    mechanism,
-    mechanism_at,
-    told,
-)
+from fedcl.core.channel import Aggregate, hides_replies, mechanism, mechanism_at, told
 from fedcl.core.client import Each, Program, Reply
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import BlockResult, Position, Request, program_name
@@ -30,7 +24,7 @@ from fedcl.core.local import Local, Loss, Penalty, Project
 from fedcl.core.model import Net
 from fedcl.core.noise import key_of
 from fedcl.core.params import Params
-from fedcl.core.release import draw_of, nothing_of, release
+from fedcl.core.release import draw_of, expected_of, nothing_of, release
 from fedcl.core.seeds import numpy_generator, seed_of
 from fedcl.core.task import TaskInfo
 from fedcl.core.tree import bytes_by_kind, settle
@@ -118,7 +112,8 @@ class Federation:
             ClientError: A client's program failed.
         """
         rule, name = self._door.aggregation, program_name(program)
-        protection = mechanism_at(self._door.channel, self._door.channel_state, name)
+        expected = expected_of(self._door, self.members, clients)
+        protection = mechanism_at(self._door.channel, self._door.channel_state, name, expected)
         draw = None
         if protection is not None and len(self.members):
             at = self._position()
@@ -131,7 +126,8 @@ class Federation:
         total = aggregate(rule, results)
         if draw is not None and not total.count:
             # That nobody was drawn must not show: the noise of this sum is released like any other.
-            total = nothing_of(aggregate(rule, self._probe(position, program, message)))
+            probe = self._probe(position, program, message, expected)
+            total = nothing_of(aggregate(rule, probe))
         metrics = {
             name: number / total.weight
             for name, number in total.metrics.items()
@@ -153,7 +149,7 @@ class Federation:
                 total, door.channel_state[index], key
             )
         if hides_replies(door.channel):
-            total = Aggregate(total.total, total.weight, total.count)
+            total = replace(total, metrics={})
         self._book(program, message, clients, position, results, start, total)
         return total
 
@@ -196,7 +192,8 @@ class Federation:
         check_sum(door.channel, program_name(program), message, clients)
         start = time.perf_counter()
         bound, fewest = door.fewest(least)
-        request = replace(self._request(position, program, message, reveal), least=fewest)
+        expected = expected_of(door, self.members, clients)
+        request = replace(self._request(position, program, message, reveal, expected), least=fewest)
         results: list[BlockResult] = []
         for result in door.engine.run(request, self._available(position, asked), door.memories):
             door.memories.save(result.memories)
@@ -213,15 +210,20 @@ class Federation:
         return Position(self.task.index, self.round, exchange, self.attempt)
 
     def _request(
-        self, position: Position, program: Program[Any] | Local, message: Any, reveal: bool
+        self,
+        position: Position,
+        program: Program[Any] | Local,
+        message: Any,
+        reveal: bool,
+        expected: int,
     ) -> Request:
         door, at = self._door, (position.stage, position.round, position.exchange, position.attempt)
-        words = told(door.channel, door.channel_state)
+        words = told(door.channel, door.channel_state, program_name(program), expected)
         secret = None if door.root is None else key_of(door.root, "clients", *at)
         return Request(position, program, message, reveal, door.committed, words, secret)
 
     def _probe(
-        self, position: Position, program: Program[Any] | Local, message: Any
+        self, position: Position, program: Program[Any] | Local, message: Any, expected: int
     ) -> list[BlockResult]:
         """Returns one member's answer, for its form alone: nothing else of it is kept."""
         id = next(iter(message.messages), None) if isinstance(message, Each) else self.members[0]
@@ -230,7 +232,8 @@ class Federation:
                 f"program {program_name(program)!r} has a message for nobody, as nobody was drawn, "
                 "so that the form of its sum is not known: sample a larger cohort"
             )
-        request = replace(self._request(position, program, message, reveal=False), blank=True)
+        request = self._request(position, program, message, False, expected)
+        request = replace(request, blank=True)
         return list(self._door.engine.run(request, (id,), self._door.memories))
 
     def _asked(self, clients: Sequence[int] | None) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from fedcl.core.adversary import Attackers
-from fedcl.core.channel import Aggregate, Channel, fold
+from fedcl.core.channel import Aggregate, Channel, Sending, fold
 from fedcl.core.client import Each, Reply
 from fedcl.core.clipping import norm
 from fedcl.core.engine import Answer, BlockResult, Engine, Request, diverged, failure
@@ -81,13 +81,14 @@ class Guarded:
             for result in results
             for id, reply in zip(result.ids, result.replies or (), strict=True)
         ]
+        bound = bound_of(self.site.channel, request)
         if self.attackers is not None:
-            answers = self.attackers.act(request, answers, bound_of(self.site.channel))
+            answers = self.attackers.act(request, answers, bound)
         form = declared(request, self.site.channel) or majority([a.reply for a in answers])
         accepted: dict[int, Reply] = {}
         rejected: dict[int, str] = {}
         for answer in answers:
-            reason = self._fault(answer, form, ids, accepted)
+            reason = self._fault(answer, form, ids, accepted, bound)
             if reason is None:
                 tensors = {name: answer.reply.tensors[name] for name in form or {}}
                 accepted[answer.id] = replace(answer.reply, tensors=tensors)
@@ -99,15 +100,18 @@ class Guarded:
         yield from self._blocks(request, results, accepted, rejected, form)
 
     def _fault(
-        self, answer: Answer, form: Form | None, ids: Sequence[int], accepted: Mapping[int, Reply]
+        self,
+        answer: Answer,
+        form: Form | None,
+        ids: Sequence[int],
+        accepted: Mapping[int, Reply],
+        bound: float,
     ) -> str | None:
         if answer.id not in ids:
             return "it was not asked"
         if answer.id in accepted:
             return "it answered twice; the first answer counts"
-        return fault(answer.reply, form, self.norm, self.weight) or beyond(
-            answer.reply, bound_of(self.site.channel)
-        )
+        return fault(answer.reply, form, self.norm, self.weight) or beyond(answer.reply, bound)
 
     def _count(
         self, answered: int, accepted: Mapping[int, Reply], rejected: Mapping[int, str]
@@ -201,15 +205,24 @@ def beyond(reply: Reply, largest: float) -> str | None:
     return None if size <= largest * (1 + 1e-6) else f"its norm {size:.4g} exceeds {largest:g}"
 
 
-def bound_of(channel: Channel) -> float:
-    """Returns the norm that a step of the channel promises for every reply; 0 for none."""
-    return max((float(getattr(step, "bound", 0.0)) for step in channel), default=0.0)
+def bound_of(channel: Channel, request: Request) -> float:
+    """Returns the norm that a step promises for every reply of an exchange; 0 for none."""
+    told = request.told or (None,) * len(channel)
+    bounds = (
+        float(step.bound(Sending(request.name, words)))
+        for step, words in zip(channel, told, strict=True)
+        if hasattr(step, "bound")
+    )
+    return max(bounds, default=0.0)
 
 
 def declared(request: Request, channel: Channel) -> Form | None:
     """Returns the form that a program's message decides, or None where it does not."""
     program, message = request.program, request.message
-    keeps = all(getattr(s, "leaves_tensors", False) or hasattr(s, "bound") for s in channel)
+    keeps = all(
+        getattr(step, "leaves_tensors", False) or getattr(step, "keeps_form", False)
+        for step in channel
+    )
     if not (isinstance(program, Local) and program.report is change and keeps):
         return None
     if isinstance(message, Each):

@@ -31,6 +31,7 @@ class Mechanism:
         budget: The largest epsilon that may be spent; 0 for no limit.
         seeded: Whether anybody can repeat the noise: nothing is claimed then.
         bands: Bands of the matrix that correlates the noise of rounds; 1 for independent noise.
+        programs: Names of programs that have a bound of their own.
     """
 
     noise_multiplier: float
@@ -39,6 +40,7 @@ class Mechanism:
     budget: float = 0.0
     seeded: bool = False
     bands: int = 1
+    programs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Event:
         exchange: Number of the exchange in this round.
         channel: What was sent: the name of the program that made it.
         noise_multiplier: Of its Gaussian noise.
-        sensitivity: Norm to which each client was clipped.
+        sensitivity: Norm to which all that each client sent was clipped.
         draw: Who was asked.
     """
 

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fedcl.core.audit import Release
-from fedcl.core.banded import coefficients, correlated, separation_of
+from fedcl.core.banded import coefficients, correlated, inverse, separation_of
 from fedcl.core.channel import Aggregate
 from fedcl.core.door import Door
 from fedcl.core.engine import Position
 from fedcl.core.errors import ConfigError
 from fedcl.core.ledger import Draw, Event, Mechanism
 from fedcl.core.noise import gaussian
+
+
+def expected_of(door: Door, members: Sequence[int], clients: Sequence[int] | None) -> int:
+    """Returns how many clients an exchange asks on average: a public constant.
+
+    Args:
+        door: Says how large cohorts are.
+        members: Clients with data at this stage.
+        clients: Those whom the method names; None for the cohort.
+    """
+    total = len(members)
+    return min(door.size or total, total) if clients is None else len(set(clients))
 
 
 def draw_of(
@@ -52,7 +65,7 @@ def draw_of(
                 "protects clients"
             )
         return Draw("all", total, total, number)
-    expected = min(door.size or total, total)
+    expected = expected_of(door, members, clients)
     if bands > 1 and position.exchange == 0 and position.round == number:
         if door.sampling != "round_robin" or separation_of(total, expected) < bands:
             raise ConfigError(
@@ -85,6 +98,7 @@ def release(
     """
     at = (position.stage, position.round, position.exchange)
     event = Event(*at, program, mechanism.noise_multiplier, mechanism.sensitivity, draw)
+    _check_banded(door, event)
     door.ledger.intend(event, mechanism)
     assert door.root is not None
     scale = mechanism.noise_multiplier * mechanism.sensitivity
@@ -95,7 +109,33 @@ def release(
     seen = Release(position, program, total.total, noised, scale, mechanism, draw)
     for watch in door.watches:
         watch.released(seen)
-    return Aggregate(noised, float(draw.expected), draw.expected)
+    spread = scale * _growth(draw, position)
+    return Aggregate(noised, float(draw.expected), draw.expected, noise=spread)
+
+
+def _check_banded(door: Door, event: Event) -> None:
+    """Raises ConfigError where rounds of one stage with correlated noise have unequal clips.
+
+    Noise of earlier rounds, which takes part in it, is drawn again with one scale for all.
+    """
+    for other in door.ledger.events.values():
+        if (
+            event.draw.bands > 1 < other.draw.bands
+            and other.stage == event.stage
+            and other.sensitivity != event.sensitivity
+        ):
+            raise ConfigError(
+                f"[[channel]] bands = {event.draw.bands} correlates the noise of "
+                f"{other.channel!r} and {event.channel!r}, which have clips of their own: give "
+                "both the same one in clips, or set bands = 1"
+            )
+
+
+def _growth(draw: Draw, at: Position) -> float:
+    """Returns the standard deviation of a release's noise over that of independent noise."""
+    if draw.bands == 1:
+        return 1.0
+    return math.hypot(*inverse(coefficients(draw.bands), at.round + 1))
 
 
 def _noise(
