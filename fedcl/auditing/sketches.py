@@ -13,6 +13,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedcl.auditing.leakage import auc
+
 Array = NDArray[np.float64]
 POWERS = (3, 5, 9)  # slopes of the contrasts, one after the other
 
@@ -80,6 +82,33 @@ def outside_span(summed: ArrayLike, records: ArrayLike, rank: int | None = None)
     rest = rows - (rows @ basis) @ basis.T
     rest -= (rest @ basis) @ basis.T
     return np.asarray(np.linalg.norm(rest, axis=1) / np.linalg.norm(rows, axis=1), dtype=np.float64)
+
+
+def span_auc(
+    summed: ArrayLike, members: ArrayLike, others: ArrayLike, rounding: float = 1e-7
+) -> float | None:
+    """Returns how well lying in a matrix's span tells members, as the area under the curve.
+
+    None where the span is the whole space, in which everything lies, or nothing is compared.
+
+    Args:
+        summed: (d, k), such as a sketch or a Gram matrix of the members.
+        members: (n, d) records behind it, some of which may be 0.
+        others: (m, d) records that are not.
+        rounding: Relative size below which a singular value is taken for rounding.
+    """
+    given = np.asarray(summed, dtype=np.float64)
+    inside, outside = (
+        rows[np.linalg.norm(rows, axis=1) > 0]
+        for rows in (np.asarray(members, np.float64), np.asarray(others, np.float64))
+    )
+    sizes = np.linalg.svd(given, compute_uv=False)
+    rank = min(len(np.asarray(members)), int((sizes > sizes.max(initial=0.0) * rounding).sum()))
+    varied = np.linalg.matrix_rank(np.concatenate([inside, outside])) if len(inside) else 0
+    if not len(inside) or not len(outside) or not 0 < rank < varied:
+        return None
+    rest = np.concatenate([outside_span(given, rows, rank) for rows in (inside, outside)])
+    return auc(-rest, np.arange(len(rest)) < len(inside))
 
 
 def _orthogonal(matrix: Array) -> Array:

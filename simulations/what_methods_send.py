@@ -1,0 +1,232 @@
+"""What does each method send? The same attacks on the payloads of every method in `methods/`.
+
+Run: python simulations/what_methods_send.py [--seeds 0 1 2] [--shadows 8] [--only-table]
+
+Split digits, class-incremental: five tasks of two digits, ten clients that share each task by a
+Dirichlet distribution (0.5), two rounds of two passes a task; each method by its name alone (`cfed`
+with a twentieth of the data public). Audits `inversion` and `classes` look at the replies of a
+stage's first round, and of its beginning and end, as they leave the clients; then at the sums that
+a server receives under secure aggregation, and under client-level differential privacy with a noise
+multiplier of 1 for each release. Membership of the first task's records after the last stage is
+attacked with the first seed alone, by repeats (audit `membership`); methods whose servers train
+generators or invert gradients would take hours there and are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from runner import Cell, arguments, show, summary_of, work
+
+from fedcl.audits._payloads import BESIDE
+from fedcl.config import available
+
+CONFIG = "private_digits.toml"
+COMMON: Mapping[str, Any] = {
+    "stream.clients": 10,
+    "stream.partition": {"name": "dirichlet", "alpha": 0.5},
+    "model.hidden": [32],
+    "training.rounds": 2,
+    "training.cohort": 0,
+    "training.sampling": "fixed",
+    "training.local": {"name": "sgd", "epochs": 2, "batch_size": 16, "lr": 0.1},
+    "channel": [],
+}
+SMOKE: Mapping[str, Any] = {
+    "dataset": {"name": "synthetic", "classes": 4, "features": [1, 8, 8], "train": 80, "test": 40},
+    "stream.tasks": 2,
+    "stream.clients": 4,
+    "training.rounds": 1,
+}
+QUICK = ("fedavg", "fot", "ewc", "analytic", "replay")  # of a smoke test
+PUBLIC: Mapping[str, Any] = {"stream.public": 0.05}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "fot, uniform sketch": {"name": "fot", "gpse": "sketch", "sketch_noise": "uniform"},
+    "fot, normal sketch": {"name": "fot", "gpse": "sketch"},
+}
+SUMS = ("fedavg", "ewc", "fot", "kron", "analytic")  # a payload of each kind, as sums
+CHANNELS: Mapping[str, Mapping[str, Any]] = {
+    "secure aggregation": {"name": "secure_aggregation"},
+    "client-level DP, z = 1": {"name": "central_dp", "noise_multiplier": 1.0, "delta": 1e-3},
+}
+BY_DESIGN = {("glfc", "gradients"): "leaks by design", ("joint", "model"): "trains on all stages"}
+SLOW = ("glfc", "lander", "mfcl", "target")
+AUDITS = ({"name": "inversion", "clients": 3, "iterations": 100}, {"name": "classes"})
+
+
+def main(words: list[str]) -> None:
+    """Runs what is not finished yet, and prints the tables of what there is."""
+    parser = arguments(__doc__ or "", "what_methods_send")
+    parser.add_argument("--shadows", type=int, default=8, help="repeats; 0 for no membership")
+    parser.add_argument("--only-table", action="store_true", help="of what is finished")
+    args = parser.parse_args(words)
+    if args.smoke:
+        with tempfile.TemporaryDirectory() as folder:
+            study(Path(folder), [0], 8, SMOKE, QUICK)
+        return
+    study(args.out, args.seeds, args.shadows, {}, available("methods"), args.only_table)
+
+
+def study(
+    out: Path,
+    seeds: Sequence[int],
+    shadows: int,
+    changes: Mapping[str, Any],
+    methods: Sequence[str],
+    only_table: bool = False,
+) -> None:
+    """Runs each row for each seed; several processes may share them."""
+    cells = planned(seeds, changes, methods)
+    asked = [m for m in methods if m not in SLOW] if shadows else []
+    shadow = {m: _membership(m, seeds[0], shadows, changes) for m in asked}
+    if not only_table:
+        fast = [row for row in cells if row.split(",")[0] not in SLOW]
+        slow = [row for row in cells if row not in fast]
+        work([cells[row][k] for k in range(len(seeds)) for row in fast], out)
+        work(list(shadow.values()), out)
+        work([cells[row][k] for k in range(len(seeds)) for row in slow], out)
+    table(cells, shadow, out)
+
+
+def planned(
+    seeds: Sequence[int], changes: Mapping[str, Any], methods: Sequence[str]
+) -> dict[str, list[Cell]]:
+    """Returns the runs of each row, one for each seed."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in methods:
+        public = PUBLIC if name == "cfed" else {}
+        rows[name] = {"method": {"name": name}, **public}
+        rows |= {row: {"method": m} for row, m in VARIANTS.items() if m["name"] == name}
+    for word, channel in CHANNELS.items():
+        for name in (name for name in methods if name in SUMS):
+            rows[f"{name}, {word}"] = {"method": {"name": name}, "channel": [channel]}
+    return {row: [_cell(row, own, seed, changes) for seed in seeds] for row, own in rows.items()}
+
+
+def _cell(row: str, own: Mapping[str, Any], seed: int, changes: Mapping[str, Any]) -> Cell:
+    name = "".join(letter if letter.isalnum() else "_" for letter in row)
+    return Cell(
+        f"{name}-{seed}", CONFIG, {**COMMON, **own, **changes, "seed": seed, "audit": list(AUDITS)}
+    )
+
+
+def _membership(name: str, seed: int, shadows: int, changes: Mapping[str, Any]) -> Cell:
+    audit = [{"name": "membership", "shadows": shadows, "records": 0}]
+    own = {"method": {"name": name}, **(PUBLIC if name == "cfed" else {})}
+    return Cell(
+        f"membership-{name}", CONFIG, {**COMMON, **own, **changes, "seed": seed, "audit": audit}
+    )
+
+
+def table(cells: Mapping[str, Sequence[Cell]], shadow: Mapping[str, Cell], out: Path) -> None:
+    """Prints what each method sends and what comes back from it."""
+    lines = []
+    for row, own in cells.items():
+        done = [cell for cell in own if summary_of(cell, out) is not None]
+        if not done:
+            continue
+        sent = _bytes(done, out)
+        inversions = _rows(done, out, "inversion")
+        classes = _rows(done, out, "classes")
+        area = _area(shadow.get(row), out)
+        for payload in sorted(sent, key=lambda kind: (kind != "model", kind)):
+            if payload in BESIDE:
+                continue
+            attacked = [r for r in inversions if r["payload"] == payload]
+            told = [r for r in classes if r["payload"] == payload]
+            size = f"{sent[payload] / len(done) / 1000:.1f}"
+            note = BY_DESIGN.get((row, payload), "")
+            lines.append([row, payload, size, *_images(attacked), *_told(told), area, note])
+            area = ""
+    headings = ["method", "payload", "kB up", "attack", "best PSNR (mean image)"]
+    headings += ["examples above 25 dB %", "span AUC", "classes F1 (coin)"]
+    headings += ["labels named rightly (guess)", "membership AUC", ""]
+    show("What methods send, and what comes back from it", headings, lines, out)
+
+
+def _bytes(cells: Sequence[Cell], out: Path) -> Counter[str]:
+    """Returns the bytes that went up in all runs, by kind of payload; metrics are left out."""
+    found: Counter[str] = Counter()
+    for cell in cells:
+        for row in _csv(out / cell.name / "costs.csv"):
+            if row["direction"] == "up" and row["payload"] not in ("metrics", ""):
+                found[row["payload"]] += int(row["bytes"] or 0)
+    return found
+
+
+def _rows(cells: Sequence[Cell], out: Path, name: str) -> list[dict[str, str]]:
+    return [row for cell in cells for row in _csv(out / cell.name / "audit" / f"{name}.csv")]
+
+
+def _csv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _images(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Returns attack, best and pooled quality of the attack that most examples came back by."""
+    areas = [float(row["membership_auc"]) for row in rows if row["membership_auc"]]
+    span = f"{np.mean(areas):.3f}" if areas else ""
+    by: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        if row["psnr_best"]:
+            by.setdefault(row["attack"], []).append(row)
+    if not by:
+        return ["none fits" if rows else "", "", "", span]
+
+    def share(attack: str) -> float:
+        counts = [float(row["examples"]) for row in by[attack]]
+        return float(np.average([float(r["recovered_25"]) for r in by[attack]], weights=counts))
+
+    def best(attack: str) -> float:
+        return max(float(row["psnr_best"]) for row in by[attack])
+
+    attack = max(by, key=lambda name: (share(name), best(name)))
+    base = max(float(row["baseline_best"]) for row in by[attack])
+    top = "exact" if np.isinf(best(attack)) else f"{best(attack):.1f}"
+    return [attack, f"{top} ({base:.1f})", f"{100 * share(attack):.1f}", span]
+
+
+def _told(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Returns how well classes and labels are told, beside what one says without a payload."""
+    found = []
+    for own, guess, words in (
+        ("f1", "f1_coin", "{:.2f} ({:.2f})"),
+        ("labels", "labels_guessed", "{:.0%} ({:.0%})"),
+    ):
+        known = [row for row in rows if row[own]]
+        weights = [int(row["replies"]) for row in known]
+        means = [
+            float(np.average([float(row[key]) for row in known], weights=weights))
+            for key in ((own, guess) if known else ())
+        ]
+        found.append(words.format(*means) if means else "")
+    return found
+
+
+def _area(cell: Cell | None, out: Path) -> str:
+    """Returns LiRA's area for the first task's records after the last stage, with its interval."""
+    if cell is None or summary_of(cell, out) is None:
+        return ""
+    rows = [
+        row
+        for row in _csv(out / cell.name / "audit" / "membership.csv")
+        if (row["task"], row["statistic"]) == ("0", "lira")
+    ]
+    last = max(rows, key=lambda row: int(row["stage"]))
+    return "{:.3f} ({:.3f} to {:.3f})".format(
+        *(float(last[key]) for key in ("auc", "auc_low", "auc_high"))
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
