@@ -18,8 +18,10 @@ from fedcl.core.channel import Channel, hides_replies, least_of
 from fedcl.core.dataset import DatasetFactory
 from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError, ExposureError
+from fedcl.core.examples import ExampleMechanism
 from fedcl.core.method import Method
 from fedcl.core.model import Architecture
+from fedcl.core.recordrules import check_records
 from fedcl.plugins import KINDS as KINDS
 from fedcl.plugins import available as available
 from fedcl.plugins import build, checked, choices, known_keys, plugin
@@ -55,6 +57,11 @@ class Experiment:
     adversary: Adversary = field(default_factory=Adversary)
     names: Mapping[str, str] = field(default_factory=dict)
     resolved: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def promise(self) -> ExampleMechanism | None:
+        """What the trainer promises to single records, or None."""
+        return getattr(self.training.local, "protection", None)
 
     @property
     def toml(self) -> str:
@@ -184,6 +191,8 @@ def _check(experiment: Experiment) -> None:
             f"[training] cohort = {cohort} is smaller than the {least_of(channel)} clients whose "
             "sum [[channel]] hands out: raise it"
         )
+    if experiment.promise is not None:
+        check_records(method, name, channel, experiment.promise)
     if method.needs_borders and not experiment.stream.borders:
         raise ConfigError(
             f"method {name!r} must be told where a task ends: set stream.borders = true, or take a "

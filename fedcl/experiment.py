@@ -102,17 +102,17 @@ def run(
     folder = None if out is None else Path(out)
     check_room(forecast(experiment, site, before), experiment, folder)
     experiment = tuned(experiment, site, folder if resume else None)
-    protection = mechanism(experiment.channel)
+    protection, seed = mechanism(experiment.channel), experiment.seed
     with (
         opened(folder, experiment.resolved, experiment.toml, resume) as store,
-        opened_ledger(folder, protection, experiment.seed, experiment.resolved) as (root, ledger),
+        opened_ledger(folder, protection, seed, experiment.resolved, site) as (root, ledger),
     ):
         loop = _Loop(experiment, site, Journal(experiment, folder, store, ledger), root, watch)
         record = loop.run()
         findings = examined(experiment, loop.watches, record.params, folder)
         record.summary = {
             **summarise(experiment, loop.stream, record, joint),
-            **privacy_summary(ledger, protection, loop.stream.stages),
+            **privacy_summary(ledger, protection, loop.stream.stages, experiment),
             **findings,
             "engine": experiment.names["engine"],
             "engine_reason": loop.engine_reason,
@@ -135,7 +135,7 @@ def repeat(
     torch.set_num_threads(1)
     experiment, site = repeated(table, seed, kept)
     look = Look(experiment, site, records)
-    with opened_ledger(None, mechanism(experiment.channel), seed) as (root, ledger):
+    with opened_ledger(None, mechanism(experiment.channel), seed, None, site) as (root, ledger):
         journal = Journal(experiment, None, None, ledger)
         _Loop(experiment, site, journal, root, None, look=look).run()
     return look.found
@@ -190,13 +190,15 @@ class _Loop:
             self.journal.words,
             self.experiment.seed,
             # A round that is left out or repeated for a count would tell it.
-            self.experiment.training.minimum if self.root is None else 0,
+            self.experiment.training.minimum if mechanism(self.experiment.channel) is None else 0,
             self.experiment.training.availability,
             sampling=self.experiment.training.sampling,
             size=self.experiment.training.cohort,
             root=self.root,
             ledger=ledger,
             watches=self.watches,
+            promise=self.site.promise,
+            coverage=self.method.records(),
         )
         door.committed = first
         try:

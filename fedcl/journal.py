@@ -197,7 +197,7 @@ class Journal:
                 "seconds": self.seconds,
                 "events": self.events,
                 "rejected": self.rejected,
-                "releases": len(self.ledger.events),
+                "releases": self.ledger.releases,
             },
             wire.dumps((state, tuple(channel)), self.words),
             self.record.evaluations,
@@ -223,9 +223,8 @@ class Journal:
         """Writes the tables into the run's folder, as of the last commit."""
         if self.store is not None and self.folder is not None:
             evaluations, costs = self._rows("evaluations"), self._rows("costs")
-            privacy = privacy_rows(
-                self._rows("costs"), self.ledger, mechanism(self.experiment.channel)
-            )
+            own, promise = mechanism(self.experiment.channel), self.experiment.promise
+            privacy = privacy_rows(self._rows("costs"), self.ledger, own, promise)
             export(self.folder, evaluations, costs, privacy)
             if self.rejected:
                 write_rows(self.folder / "rejected.csv", REJECTED, self.rejected)
@@ -259,7 +258,7 @@ class Journal:
             ) from error
         self.rounds, self._spent, self.events = saved.rounds, saved.seconds, saved.events
         self.rejected = saved.rejected
-        if len(self.ledger.events) < (self.store.meta("releases") or 0):
+        if self.ledger.releases < (self.store.meta("releases") or 0):
             raise ResumeError(
                 f"the privacy ledger in {self.folder} has lost releases that this run made: put "
                 "back checkpoint/ledger.sqlite, or name another --out to start anew"

@@ -7,12 +7,17 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedcl.core.appearances import appearances
+from fedcl.core.client import Spent
 from fedcl.core.errors import ResumeError
 from fedcl.core.ledger import Draw, Event, Ledger, Mechanism
 from fedcl.core.noise import secret_root, seeded_root
+from fedcl.core.recordledger import Place, RecordEvent, RecordLedger
+from fedcl.core.site import Site
 from fedcl.store import check_config
 
 
@@ -22,10 +27,11 @@ def opened_ledger(
     mechanism: Mechanism | None,
     seed: int,
     resolved: Mapping[str, Any] | None = None,
+    site: Site | None = None,
 ) -> Iterator[tuple[bytes | None, Ledger]]:
     """Opens a run's ledger for the time of the run; yields the secret root and the ledger.
 
-    The root is None where no mechanism protects clients: then nothing is written.
+    The root is None where nothing protects clients or their records: then nothing is written.
 
     Args:
         folder: The run's folder; None for a run without files, whose root is forgotten at its end.
@@ -33,22 +39,29 @@ def opened_ledger(
         seed: The experiment's seed, for noise that is to be repeatable.
         resolved: The resolved config. Other sums at places that were charged would get the noise of
             the first ones.
+        site: Where clients run; its trainer may protect single records.
 
     Raises:
         ResumeError: The file is of a run of another config, damaged, or cannot be written.
     """
-    if mechanism is None:
+    promise = None if site is None else site.promise
+    seeded = [one.seeded for one in (mechanism, promise) if one is not None]
+    if not seeded:
         yield None, Ledger()
         return
+    met = None if site is None else appearances(site.population.stream)  # type: ignore[attr-defined]
     if folder is None:
-        yield seeded_root(seed) if mechanism.seeded else secret_root(), Ledger()
+        records = RecordLedger(met=met)
+        yield seeded_root(seed) if all(seeded) else secret_root(), Ledger(records=records)
         return
     file = LedgerFile(folder / "checkpoint")
     try:
         if resolved is not None:
             file.belong(resolved)
-        root = seeded_root(seed) if mechanism.seeded else file.root()
-        yield root, Ledger(file.append, file.events(), file.bare(), file.note)
+        root = seeded_root(seed) if all(seeded) else file.root()
+        bare, note = file.bare("bare_records"), partial(file.note, table="bare_records")
+        records = RecordLedger(file.append_records, file.record_events(), met, bare, note)
+        yield root, Ledger(file.append, file.events(), file.bare(), file.note, records)
     finally:
         file.close()
 
@@ -73,7 +86,9 @@ class LedgerFile:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("CREATE TABLE IF NOT EXISTS root (id INTEGER PRIMARY KEY, data BLOB)")
             self._db.execute("CREATE TABLE IF NOT EXISTS events (data TEXT)")
-            self._db.execute("CREATE TABLE IF NOT EXISTS bare (name TEXT PRIMARY KEY)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS records (data TEXT)")
+            for name in ("bare", "bare_records"):
+                self._db.execute(f"CREATE TABLE IF NOT EXISTS {name} (name TEXT PRIMARY KEY)")
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS config (id INTEGER PRIMARY KEY, data TEXT)"
             )
@@ -86,7 +101,8 @@ class LedgerFile:
         """
         with self._guard():
             old = self._db.execute("SELECT data FROM config").fetchone()
-            charged = self._db.execute("SELECT 1 FROM events LIMIT 1").fetchone()
+            both = "SELECT 1 FROM events UNION SELECT 1 FROM records LIMIT 1"
+            charged = self._db.execute(both).fetchone()
             if old is not None and charged is not None:
                 check_config(json.loads(old[0]), resolved, f"the privacy ledger {self._path}")
             self._db.execute("REPLACE INTO config VALUES (0, ?)", (json.dumps(resolved),))
@@ -112,15 +128,31 @@ class LedgerFile:
         with self._guard():
             self._db.execute("INSERT INTO events VALUES (?)", (json.dumps(asdict(event)),))
 
-    def bare(self) -> set[str]:
+    def bare(self, table: str = "bare") -> set[str]:
         """Returns the channels that were sent without an event."""
         with self._guard():
-            return {name for (name,) in self._db.execute("SELECT name FROM bare")}
+            return {name for (name,) in self._db.execute(f"SELECT name FROM {table}")}
 
-    def note(self, channel: str) -> None:
+    def note(self, channel: str, table: str = "bare") -> None:
         """Writes the name of a channel that was sent without an event."""
         with self._guard():
-            self._db.execute("INSERT OR IGNORE INTO bare VALUES (?)", (channel,))
+            self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES (?)", (channel,))
+
+    def record_events(self) -> dict[Place, list[RecordEvent]]:
+        """Returns all events of records by their place, in the order of their writing."""
+        found: dict[Place, list[RecordEvent]] = {}
+        with self._guard():
+            for (data,) in self._db.execute("SELECT data FROM records ORDER BY rowid"):
+                values = json.loads(data)
+                groups = tuple((Spent(**spent), tuple(ids)) for spent, ids in values["groups"])
+                event = RecordEvent(**{**values, "groups": groups})
+                found.setdefault(event.place, []).append(event)
+        return found
+
+    def append_records(self, event: RecordEvent) -> None:
+        """Writes an event of records, and comes back when it is on the disk."""
+        with self._guard():
+            self._db.execute("INSERT INTO records VALUES (?)", (json.dumps(asdict(event)),))
 
     def close(self) -> None:
         """Closes the file."""

@@ -1,4 +1,4 @@
-"""What a run says of privacy: its epsilon, by stage and by channel, and what no proof covers."""
+"""What a run says of privacy: its epsilon, by unit, stage and channel, and what no proof covers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from fedcl.config import Experiment
+from fedcl.core.examples import ExampleMechanism
 from fedcl.core.ledger import Event, Ledger, Mechanism
+from fedcl.core.units import client_round, client_task
 from fedcl.record import Row
+from fedcl.recordprivacy import SEEDED, record_rows, record_summary, row_of, written
 
 # What nobody noises because it is taken to be known already; the report says so.
 ASSUMED = {
@@ -23,73 +27,97 @@ WITHHELD = {
     "metrics": "no metric leaves a client",
 }
 UNKNOWN = "clips names it, but no exchange of this run had that name: is it spelt right?"
-_SEEDED = "ε not valid: seeded noise"
+ADJACENCY = "add or remove all that one client sends; that it is a member stays public"
 
 
-def privacy_summary(ledger: Ledger, mechanism: Mechanism | None, stages: int) -> dict[str, Any]:
+def privacy_summary(
+    ledger: Ledger,
+    mechanism: Mechanism | None,
+    stages: int,
+    experiment: Experiment | None = None,
+) -> dict[str, Any]:
     """Returns what summary.json says of privacy.
 
     Without a mechanism, and where anybody can repeat the noise, epsilon is None: no claim is made.
+    Where clients and their records are protected the headline is the client's.
 
     Args:
         ledger: What was released.
         mechanism: What protects clients, or None.
         stages: Stages of the stream.
+        experiment: Says how cohorts are drawn, and what protects single records.
     """
-    blank = {"epsilon": None, "delta": None, "noise": None, "privacy_unit": None}
-    blank |= {"epsilon_by_stage": None, "epsilon_rdp": None}
+    promise = None if experiment is None else experiment.promise
+    names = "epsilon delta noise privacy_unit adjacency sampling epsilon_by_unit epsilon_by_stage"
+    blank: dict[str, Any] = dict.fromkeys([*names.split(), "epsilon_rdp", "epsilon_by_task_met"])
+    records = record_summary(ledger.records, promise, stages)
     if mechanism is None:
-        return blank
-    told = {"delta": mechanism.delta, "privacy_unit": "client"}
+        return {**blank, **records}
+    told = {"delta": mechanism.delta, "privacy_unit": "client", "adjacency": ADJACENCY}
+    told["sampling"] = None if experiment is None else experiment.training.sampling
     if mechanism.seeded:
         return {**blank, **told, "noise": "seeded"}
     delta = mechanism.delta
+    by_unit = {
+        "client": ledger.epsilon(delta),
+        "client_task": client_task(ledger, delta),
+        "client_round": client_round(ledger, delta),
+    }
     return {
+        **blank,
+        **records,
         **told,
         "noise": "secret",
-        "epsilon": _told(ledger.epsilon(delta)),
-        "epsilon_by_stage": [_told(value) for value in ledger.by_stage(stages, delta)],
-        "epsilon_rdp": _told(ledger.epsilon_rdp(delta)),
+        "epsilon": written(by_unit["client"]),
+        "epsilon_by_unit": {
+            **{unit: written(value) for unit, value in by_unit.items()},
+            "record": records.get("epsilon"),
+        },
+        "epsilon_by_stage": [written(value) for value in ledger.by_stage(stages, delta)],
+        "epsilon_rdp": written(ledger.epsilon_rdp(delta)),
     }
 
 
-def _told(epsilon: float) -> float | str:
-    """JSON has no infinity."""
-    return "inf" if math.isinf(epsilon) else epsilon
-
-
-def privacy_rows(costs: Iterable[Row], ledger: Ledger, mechanism: Mechanism | None) -> list[Row]:
-    """Returns a row for each channel that left the clients.
+def privacy_rows(
+    costs: Iterable[Row],
+    ledger: Ledger,
+    mechanism: Mechanism | None,
+    promise: ExampleMechanism | None = None,
+) -> list[Row]:
+    """Returns a row for each channel that left the clients, and each unit that is protected.
 
     Args:
         costs: Rows of `costs.csv`.
         ledger: What was released.
         mechanism: What protects clients, or None: then each payload is a channel of its own, and
             nothing protects any of them.
+        promise: What protects single records, or None.
     """
+    if promise is not None:
+        own = [] if mechanism is None else privacy_rows(costs, ledger, mechanism)
+        return own + record_rows(ledger.records, promise)
     if mechanism is None:
         payloads = sorted({row["payload"] for row in costs if row["direction"] == "up"})
         note = "sent as it is: no mechanism bounds what it reveals"
-        return [_row(payload, "none", math.inf, None, note) for payload in payloads]
+        return [row_of(payload, "none", math.inf, None, note) for payload in payloads]
     delta, rows = mechanism.delta, []
     for channel, epsilon in ledger.by_channel(delta).items():
         events = [event for event in ledger.events.values() if event.channel == channel]
         note = f"{len(events)} releases, sensitivity {_range(events)}, "
         note += f"noise multiplier {mechanism.noise_multiplier:g}, "
         note += "sampling " + " and ".join(sorted({event.draw.how for event in events}))
-        rows.append(_row(channel, "gaussian", epsilon, delta, note))
-    note = "add or remove all that one client sends; that it is a member stays public"
-    rows.append(_row("all", "gaussian", ledger.epsilon(delta), delta, note))
+        rows.append(row_of(channel, "gaussian", epsilon, delta, note))
+    rows.append(row_of("all", "gaussian", ledger.epsilon(delta), delta, ADJACENCY))
     if mechanism.seeded:
-        rows = [{**row, "epsilon": "inf", "note": f"{_SEEDED}; {row['note']}"} for row in rows]
+        rows = [{**row, "epsilon": "inf", "note": f"{SEEDED}; {row['note']}"} for row in rows]
     unknown = set(mechanism.programs) - {event.channel for event in ledger.events.values()}
-    rows += [_row(name, "not sent", 0.0, None, UNKNOWN) for name in sorted(unknown)]
-    rows += [_row(name, "not sent", 0.0, None, note) for name, note in WITHHELD.items()]
-    rows += [_row(name, "not covered", math.inf, None, note) for name, note in ASSUMED.items()]
+    rows += [row_of(name, "not sent", 0.0, None, UNKNOWN) for name in sorted(unknown)]
+    rows += [row_of(name, "not sent", 0.0, None, note) for name, note in WITHHELD.items()]
+    rows += [row_of(name, "not covered", math.inf, None, note) for name, note in ASSUMED.items()]
     members = max((event.draw.members for event in ledger.events.values()), default=0)
     if delta * members >= 1:
         note = f"delta = {delta:g} allows to publish all of one of {members} clients: lower it"
-        rows.append(_row("delta", "not covered", math.inf, delta, note))
+        rows.append(row_of("delta", "not covered", math.inf, delta, note))
     return rows
 
 
@@ -97,9 +125,3 @@ def _range(events: Iterable[Event]) -> str:
     sizes = [event.sensitivity for event in events]
     least, most = min(sizes, default=0.0), max(sizes, default=0.0)
     return f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
-
-
-def _row(channel: str, mechanism: str, epsilon: float, delta: float | None, note: str) -> Row:
-    told = "inf" if math.isinf(epsilon) else repr(epsilon)
-    row = {"channel": channel, "mechanism": mechanism, "unit": "client", "epsilon": told}
-    return {**row, "delta": delta, "note": note}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedcl.config import Experiment
+from fedcl.core.channel import mechanism
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.errors import FedclError
 from fedcl.core.exchange import Exchange
@@ -72,7 +73,7 @@ class Rounds:
         training = self.experiment.training
         again = (attempt,) if attempt else ()
         root = self.door.root
-        if root is None:
+        if root is None or mechanism(self.door.channel) is None:
             seed = seed_of(self.experiment.seed, "cohort", stage, number, *again)
         else:  # who took part is a secret that the accounting relies on
             seed = seed_below(root, "cohort", stage, number, *again)

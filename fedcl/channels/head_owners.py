@@ -7,7 +7,7 @@ plain mean then shrinks what the owners learnt. The clients' class flags travel 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,13 @@ _ROWS = ("head.weight", "head.bias")
 
 @dataclass(frozen=True)
 class HeadOwners:
-    """Weighs the rows of `head.weight` and `head.bias` by who holds their class."""
+    """Weighs the rows of `head.weight` and `head.bias` by who holds their class.
+
+    Attributes:
+        reads_examples: What goes up says something of single examples.
+    """
+
+    reads_examples: ClassVar[bool] = True
 
     @property
     def hides_replies(self) -> bool:

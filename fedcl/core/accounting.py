@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import gammaln, log_ndtr, logsumexp
+from scipy.special import gammaln, log_ndtr
 
 from fedcl.core.errors import ConfigError
 
@@ -170,18 +170,24 @@ def _gaussian_epsilon(mean: float, delta: float) -> float:
     return float(brentq(excess, 0.0, most, xtol=1e-12))
 
 
-@cache
+@lru_cache(maxsize=2**16)
 def _divergences(noise: float, rate: float) -> Any:
     """Returns the Rényi divergences of the sampled Gaussian mechanism at `ORDERS`."""
-    return np.array([_divergence(order, noise, rate) for order in ORDERS])
-
-
-def _divergence(order: int, noise: float, rate: float) -> float:
-    k = np.arange(order + 1)
-    ways = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+    order, k, ways, first = _binomials()
     terms = ways + k * math.log(rate) + (order - k) * math.log1p(-rate)
-    total = logsumexp(terms + k * (k - 1) * (1 / noise) ** 2 / 2)
-    return max(float(total), 0.0) / (order - 1)
+    terms += k * (k - 1) * (1 / noise) ** 2 / 2
+    top = np.maximum.reduceat(terms, first)
+    sums = np.add.reduceat(np.exp(terms - np.repeat(top, np.array(ORDERS) + 1)), first)
+    return np.maximum(top + np.log(sums), 0.0) / (np.array(ORDERS) - 1)
+
+
+@cache
+def _binomials() -> tuple[Any, Any, Any, Any]:
+    """Returns order, k and the logarithm of (order over k), order by order; where each begins."""
+    order = np.concatenate([np.full(a + 1, float(a)) for a in ORDERS])
+    k = np.concatenate([np.arange(a + 1.0) for a in ORDERS])
+    ways = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+    return order, k, ways, np.flatnonzero(k == 0)
 
 
 @lru_cache(maxsize=64)

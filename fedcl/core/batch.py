@@ -42,10 +42,13 @@ def run_batched(
         ClientError: A client's program failed.
     """
     program, summed = request.program, _only_sums(site, request)
+    # Each client bounds its own rows' parts where single records are protected.
+    apart = not summed or site.promise is not None
     if (
         isinstance(request.message, Each)
         or batching.path == "loop"
-        or not (isinstance(program, Local) or (isinstance(program, Statistic) and summed))
+        or not isinstance(program, Local | Statistic)
+        or (isinstance(program, Statistic) and apart)
     ):
         return site.loop(request, ids, memories)
     message = settle(request.message, site.device)

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from fedcl.core.aggregation import Aggregation
 from fedcl.core.audit import Watch
 from fedcl.core.channel import Channel, least_of
+from fedcl.core.coverage import UNDECLARED, Coverage
 from fedcl.core.engine import Engine
+from fedcl.core.examples import ExampleMechanism
 from fedcl.core.exchange import Exchange
 from fedcl.core.ledger import Ledger
 from fedcl.core.memories import Memories
@@ -41,6 +43,8 @@ class Door:
         size: Clients of a cohort, on average; 0 for all members.
         root: Secret root of what protects clients, 32 bytes, or None where nothing does.
         ledger: What was released.
+        promise: What the trainer promises to single records, or None.
+        coverage: What the method says of its client half's use of records.
     """
 
     engine: Engine
@@ -59,6 +63,8 @@ class Door:
     size: int = 0
     root: bytes | None = None
     ledger: Ledger = field(default_factory=Ledger)
+    promise: ExampleMechanism | None = None
+    coverage: Coverage = UNDECLARED
 
     def fewest(self, least: int) -> tuple[str, int]:
         """Returns how many replies an exchange needs, and what says so.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from fedcl.core.channel import Aggregate, combine
+from fedcl.core.client import Each
 from fedcl.core.engine import BlockResult, Position, Request, failure
+from fedcl.core.tree import bytes_by_kind
 
 
 @dataclass(frozen=True)
@@ -76,3 +80,13 @@ def _form(result: BlockResult) -> dict[str, torch.Size]:
     else:
         tensors = result.replies[0].tensors if result.replies else {}
     return {name: value.shape for name, value in tensors.items()}
+
+
+def sent_down(message: Any, asked: Sequence[int]) -> dict[str, int]:
+    """Returns the bytes of a message to all clients, by kind of payload."""
+    if not isinstance(message, Each):
+        return {kind: size * len(asked) for kind, size in bytes_by_kind(message).items()}
+    total: Counter[str] = Counter()
+    for id in asked:
+        total.update(bytes_by_kind(message.messages[id]))
+    return dict(total)

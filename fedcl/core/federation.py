@@ -15,19 +15,21 @@ from fedcl.core import local as parts
 from fedcl.core.aggregation import aggregate
 from fedcl.core.channel import Aggregate, hides_replies, mechanism, mechanism_at, told
 from fedcl.core.client import Each, Program, Reply
+from fedcl.core.coverage import admit
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import BlockResult, Position, Request, program_name
 from fedcl.core.errors import ConfigError, ExposureError
-from fedcl.core.exchange import Exchange, add_block
+from fedcl.core.exchange import Exchange, add_block, sent_down
 from fedcl.core.exposure import check_each, check_sum
 from fedcl.core.local import Local, Loss, Penalty, Project
 from fedcl.core.model import Net
 from fedcl.core.noise import key_of
 from fedcl.core.params import Params
+from fedcl.core.recordrelease import charge
 from fedcl.core.release import draw_of, expected_of, nothing_of, release
 from fedcl.core.seeds import numpy_generator, seed_of
 from fedcl.core.task import TaskInfo
-from fedcl.core.tree import bytes_by_kind, settle
+from fedcl.core.tree import settle
 from fedcl.core.wire import check
 
 
@@ -187,6 +189,7 @@ class Federation:
         door = self._door
         position = self._position()
         self._check_words(program, message)
+        admit(door.promise, door.coverage, program)
         asked = self._asked(clients)
         check_each(program_name(program), message, asked)
         check_sum(door.channel, program_name(program), message, clients)
@@ -198,6 +201,7 @@ class Federation:
         for result in door.engine.run(request, self._available(position, asked), door.memories):
             door.memories.save(result.memories)
             add_block(request, results, result)
+        charge(door, position, program, results)
         answered = sum(len(result.ids) for result in results)
         if answered < fewest:
             # What went up and down is paid for, though it is not used.
@@ -275,7 +279,7 @@ class Federation:
             program=program_name(program),
             asked=asked,
             answered=tuple(id for result in results for id in result.ids),
-            down=_down(message, asked),
+            down=sent_down(message, asked),
             up=dict(up),
             steps=sum(result.steps for result in results),
             examples=sum(result.examples for result in results),
@@ -288,13 +292,3 @@ class Federation:
         self._door.exchanges.append(exchange)
         for watch in self._door.watches:
             watch.observe(exchange)
-
-
-def _down(message: Any, asked: Sequence[int]) -> dict[str, int]:
-    """Returns the bytes of a message to all clients, by kind of payload."""
-    if not isinstance(message, Each):
-        return {kind: size * len(asked) for kind, size in bytes_by_kind(message).items()}
-    total: Counter[str] = Counter()
-    for id in asked:
-        total.update(bytes_by_kind(message.messages[id]))
-    return dict(total)

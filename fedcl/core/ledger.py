@@ -16,6 +16,7 @@ from typing import Literal
 from fedcl.core.accounting import Charge, epsilon, epsilon_rdp
 from fedcl.core.banded import coefficients, sensitivity, separation_of
 from fedcl.core.errors import ConfigError
+from fedcl.core.recordledger import RecordLedger
 
 Sampling = Literal["all", "fixed", "poisson", "round_robin"]
 
@@ -152,13 +153,20 @@ class Ledger:
         events: By place.
         bare: Channels that were sent without an event.
         note: Writes the name of such a channel where it lasts.
+        records: What replies spent of single records, where a trainer protects these.
     """
 
     keep: Callable[[Event], None] = lambda event: None
     events: dict[tuple[int, int, int], Event] = field(default_factory=dict)
     bare: set[str] = field(default_factory=set)
     note: Callable[[str], None] = lambda channel: None
+    records: RecordLedger = field(default_factory=RecordLedger)
     _last: tuple[int, int, int] = field(default=(-1, -2, -1), init=False)
+
+    @property
+    def releases(self) -> int:
+        """How many events there are, of clients and of records."""
+        return len(self.events) + sum(1 for _ in self.records.every())
 
     def uncharged(self, channel: str) -> None:
         """Takes note of a channel that was sent without an event: nothing bounds it."""

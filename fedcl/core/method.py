@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor
 
+from fedcl.core.coverage import UNDECLARED, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.local import masked_logits
 from fedcl.core.model import Net
@@ -78,6 +79,7 @@ class Method(ABC, Generic[S]):
         travels: What crosses the wire besides the model and its change, for listings.
         paper: Where it comes from.
         client_half: Names of its functions that run on clients.
+        coverage: What these do with single records, where no option changes it.
     """
 
     family: ClassVar[str] = "baseline"
@@ -87,6 +89,7 @@ class Method(ABC, Generic[S]):
     travels: ClassVar[str] = "nothing"
     paper: ClassVar[str] = ""
     client_half: ClassVar[tuple[str, ...]] = ()
+    coverage: ClassVar[Coverage] = UNDECLARED
 
     @abstractmethod
     def init(self, params: Params) -> S:
@@ -125,6 +128,14 @@ class Method(ABC, Generic[S]):
             seed: Decides which.
         """
         return None
+
+    def records(self) -> Coverage:
+        """Returns what its client half does with single records; see `fedcl.core.coverage`.
+
+        Under example-level privacy a method that does not say may ask for plain local training and
+        statistics alone.
+        """
+        return self.coverage
 
     def needs(self, sizes: Sizes) -> Needs:
         """Returns what it needs besides the model, so that a run that cannot fit is refused."""

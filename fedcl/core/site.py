@@ -15,13 +15,16 @@ from fedcl.core.block import Batching, Block
 from fedcl.core.channel import Channel, Sending, fold
 from fedcl.core.client import Client, Each, Reply, Unchanged
 from fedcl.core.engine import Answer, BlockResult, Position, Request, diverged, failure
+from fedcl.core.examples import ExampleMechanism
 from fedcl.core.local import Local, Trainer
 from fedcl.core.noise import key_of
 from fedcl.core.params import not_finite
 from fedcl.core.population import Population
 from fedcl.core.precision import reduced
+from fedcl.core.privatestatistic import PrivateStatistic
 from fedcl.core.schedule import Pace
 from fedcl.core.seeds import seed_of
+from fedcl.core.statistic import Statistic
 from fedcl.core.tree import settle
 
 
@@ -59,6 +62,11 @@ class Site:
         """Returns the trainer with the learning rate of a round."""
         factor = self.pace.factor(position.stage, position.round)
         return self.trainer if factor == 1.0 else self.trainer.scaled(factor)
+
+    @property
+    def promise(self) -> ExampleMechanism | None:
+        """What the trainer promises to single records, or None."""
+        return getattr(self.trainer, "protection", None)
 
     def blocks(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
         """Returns the ids cut into fold blocks."""
@@ -132,11 +140,11 @@ class Site:
         client = self.clients(request, (id,), {id: memory})[0]
         if isinstance(message, Each):
             message = message.messages[id]
-        program = (
-            self.trainer_at(request.position)(request.program)
-            if isinstance(request.program, Local)
-            else request.program
-        )
+        program = request.program
+        if isinstance(program, Local):
+            program = self.trainer_at(request.position)(program)
+        elif isinstance(program, Statistic) and self.promise is not None:
+            program = PrivateStatistic(program, self.promise)
         try:
             reply = program(client, message)
         except Exception as error:
@@ -144,7 +152,14 @@ class Site:
         return self.send(request, client, reply)
 
     def sent(self, request: Request, client: Client, reply: Reply) -> Reply:
-        """Returns a reply after the channel's `upload` steps."""
+        """Returns a reply after the channel's `upload` steps.
+
+        Where a trainer protects single records, metrics are dropped, and steps are shown none of
+        the client's records: what they add would go up without protection.
+        """
+        if self.promise is not None:
+            client = replace(client, data=client.data.part(0, 0), state=None)
+            reply = replace(reply, metrics={})
         for index, step in enumerate(self.channel):
             told = request.told[index] if request.told else None
             reply = step.upload(reply, client, Sending(request.name, told))

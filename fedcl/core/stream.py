@@ -243,6 +243,11 @@ class Stream:
                 )
         return parts
 
+    def rows_at(self, client: int, stage: int) -> IntArray:
+        """Returns the rows of the training split behind a client's own examples of a stage."""
+        path = self.calendar.paths((client,))[0]
+        return np.concatenate([rows for _, rows in self._parts(client, path, stage)])
+
     def held_out(self, task: int, split: str) -> Examples:
         """Returns a task's `test` or `validation` examples: not to be written to."""
         chosen = self.tasks[task]

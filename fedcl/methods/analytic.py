@@ -38,6 +38,7 @@ from fedcl.core.analytic import (
     without_head,
 )
 from fedcl.core.client import Model
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.local import CrossEntropy, masked_logits
 from fedcl.core.method import Method, Needs, Sizes
@@ -89,6 +90,7 @@ class Analytic(Method[State]):
     needs_borders: ClassVar[bool] = True
     travels: ClassVar[str] = "each stage, once: Gram matrix of features and class sums up"
     paper: ClassVar[str] = "He et al., CVPR 2025"
+    coverage: ClassVar[Coverage] = OWN  # plain training; correlations are sums over examples
 
     def __post_init__(self) -> None:
         if self.gamma <= 0:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fedcl.core.channel import fold
 from fedcl.core.client import Client, Model
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.distillation import (
     Distilled,
     Taught,
@@ -83,6 +84,7 @@ class CFeD(Method[State]):
     needs_borders: ClassVar[bool] = True
     travels: ClassVar[str] = "rounds of stage 1 on, but each stage's first: teacher to reviewers"
     paper: ClassVar[str] = "Ma et al., IJCAI 2022"
+    coverage: ClassVar[Coverage] = OWN  # learners train plainly, reviewers on public rows
     client_half: ClassVar[tuple[str, ...]] = ("review", "looked_at")
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fedcl.core.client import Model
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.layers import Head, guarded_layers
 from fedcl.core.local import CrossEntropy
@@ -83,6 +84,7 @@ class CUBER(Method[State]):
     needs_borders: ClassVar[bool] = True
     travels: ClassVar[str] = "each stage: gradients up twice, Gram matrices up"
     paper: ClassVar[str] = "Lin et al., NeurIPS 2022"
+    coverage: ClassVar[Coverage] = OWN  # plain training; moments are sums over examples
 
     def __post_init__(self) -> None:
         for name, most in (("energy", 1.0), ("overlap", 1.0), ("pull", float("inf"))):

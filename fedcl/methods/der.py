@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from fedcl.core.analytic import ROWS
 from fedcl.core.client import Client
+from fedcl.core.coverage import KEPT, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.local import masked_logits
 from fedcl.core.memory import Rehearsal, Reservoir, draw, earlier_rows, present_rows, with_present
@@ -85,6 +86,7 @@ class Der(Method[State]):
 
     family: ClassVar[str] = "replay"
     paper: ClassVar[str] = "Buzzega et al., NeurIPS 2020"
+    coverage: ClassVar[Coverage] = KEPT  # keys decide; logits are what a released model says
     client_half: ClassVar[tuple[str, ...]] = ("mixed", "remember", "looked_at")
 
     def __post_init__(self) -> None:

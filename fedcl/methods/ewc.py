@@ -30,6 +30,7 @@ from fedcl.core.consolidation import (
     guarded_parameters,
     pulled_change,
 )
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.importance import ROWS, Consolidated, SquaredGradients, importance_needs
 from fedcl.core.layers import Head
@@ -78,6 +79,7 @@ class EWC(Method[Consolidated]):
         "importances down"
     )
     paper: ClassVar[str] = "Kirkpatrick et al., PNAS 2017"
+    coverage: ClassVar[Coverage] = OWN  # plain training; each example has a gradient of its own
 
     def __post_init__(self) -> None:
         check_pull(self.strength, self.cap)

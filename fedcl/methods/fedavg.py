@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from fedcl.core.client import Model
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
@@ -45,6 +46,7 @@ class FedAvg(Method[State]):
 
     family: ClassVar[str] = "baseline"
     paper: ClassVar[str] = "McMahan et al., AISTATS 2017"
+    coverage: ClassVar[Coverage] = OWN  # plain training
 
     def __post_init__(self) -> None:
         check_server(self.server, self.server_lr, self.server_momentum)

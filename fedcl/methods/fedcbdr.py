@@ -28,6 +28,7 @@ import torch
 
 from fedcl.core.analytic import head_of
 from fedcl.core.client import Client
+from fedcl.core.coverage import Coverage, refused
 from fedcl.core.federation import Federation
 from fedcl.core.globalsample import (
     Asked,
@@ -86,6 +87,10 @@ class FedCBDR(Method[State]):
     needs_borders: ClassVar[bool] = True
     travels: ClassVar[str] = "each stage: masked features, counts, scores up; singular vectors down"
     paper: ClassVar[str] = "Qi et al., NeurIPS 2025"
+    coverage: ClassVar[Coverage] = refused(
+        "clients send features and scores of single examples, which decide what is "
+        "kept; take replay"
+    )
     client_half: ClassVar[tuple[str, ...]] = ("mixed",)
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from fedcl.core.client import Model
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.local import CrossEntropy, Proximal
 from fedcl.core.method import Method, Needs, Sizes
@@ -58,6 +59,7 @@ class FedProx(Method[State]):
 
     family: ClassVar[str] = "regularisation"
     paper: ClassVar[str] = "Li et al., MLSys 2020"
+    coverage: ClassVar[Coverage] = OWN  # the penalty sees parameters alone
 
     def __post_init__(self) -> None:
         if not 0 <= self.mu < float("inf"):

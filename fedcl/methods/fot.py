@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fedcl.core.client import Client, Model, Reply
+from fedcl.core.coverage import OWN, Coverage, refused
 from fedcl.core.federation import Federation
 from fedcl.core.layers import Head, guarded_layers
 from fedcl.core.local import CrossEntropy, own_state
@@ -112,6 +113,15 @@ class FOT(Method[State]):
                 "others have no local model"
             )
         check_server(self.server, self.server_lr, self.server_momentum)
+
+    def records(self) -> Coverage:
+        """Training is plain, and exact Gram matrices of the global model are sums over examples."""
+        if isinstance(self._program(), Statistic):
+            return OWN
+        return refused(
+            "sketches, and statistics of local models or by the rule of the paper's code, bound no "
+            'single example; take gpse = "gram", statistics_model = "global", eps_rule = "energy"'
+        )
 
     def needs(self, sizes: Sizes) -> Needs:
         """Returns what bases, statistics and the largest decomposition take."""

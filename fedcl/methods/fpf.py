@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 
 from fedcl.core.client import Client, Model
+from fedcl.core.coverage import Coverage, refused
 from fedcl.core.federation import Federation
 from fedcl.core.local import cross_entropy, own_state
 from fedcl.core.memory import RowwiseCrossEntropy, present_rows, share_budget, with_present
@@ -73,6 +74,10 @@ class FPF(Method[State]):
     family: ClassVar[str] = "replay"
     needs_borders: ClassVar[bool] = True
     paper: ClassVar[str] = "Zhao et al., ICML 2023"
+    coverage: ClassVar[Coverage] = refused(
+        "a finetuning passes an example several times, and its clip is not that of the layers it "
+        "sends; take replay"
+    )
     client_half: ClassVar[tuple[str, ...]] = ("remember", "buffer", "only", "chosen")
 
     def __post_init__(self) -> None:

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from fedcl.core.client import Client, Reply
 from fedcl.core.compensation import Compensated, Lesson
+from fedcl.core.coverage import Coverage, refused
 from fedcl.core.distillation import Taught, known_heads, with_teacher
 from fedcl.core.federation import Federation
 from fedcl.core.herding import herded_memory
@@ -102,6 +103,10 @@ class GLFC(Method[State]):
         "each stage: a gradient of one example of each class up; from stage 1 on: the teacher down"
     )
     paper: ClassVar[str] = "Dong et al., CVPR 2022"
+    coverage: ClassVar[Coverage] = refused(
+        "clients send gradients of single examples and keep examples by their features; take "
+        'der, or replay with selection = "random"'
+    )
     client_half: ClassVar[tuple[str, ...]] = ("gradients", "mixed", "remember", "looked_at")
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedcl.core.client import Model
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.layers import Head, guarded_layers, protected_layers
 from fedcl.core.local import CrossEntropy
@@ -73,6 +74,7 @@ class GPM(Method[State]):
     needs_borders: ClassVar[bool] = True
     travels: ClassVar[str] = "each round: bases down; each stage: bases down, Gram matrices up"
     paper: ClassVar[str] = "Saha et al., ICLR 2021"
+    coverage: ClassVar[Coverage] = OWN  # steps are projected after their noise; sums
     client_half: ClassVar[tuple[str, ...]] = ("project",)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from fedcl.core.client import Client, Reply
+from fedcl.core.coverage import KEPT, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.memory import Rehearsal, RowwiseCrossEntropy, present_rows, with_present
 from fedcl.core.method import Method, Needs, Sizes
@@ -40,6 +41,7 @@ class Joint(Method[State]):
     family: ClassVar[str] = "reference"
     needs_borders: ClassVar[bool] = True
     paper: ClassVar[str] = "upper reference; a*_j of Chaudhry et al., ECCV 2018"
+    coverage: ClassVar[Coverage] = KEPT  # all examples are kept
     client_half: ClassVar[tuple[str, ...]] = ("everything", "keep")
 
     def needs(self, sizes: Sizes) -> Needs:

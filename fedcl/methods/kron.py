@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from fedcl.core.client import Model
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.kronecker import Fisher, KroneckerMoments, anchor_layers, extended
 from fedcl.core.layers import Head, guarded_layers
@@ -76,6 +77,7 @@ class Kron(Method[State]):
     needs_borders: ClassVar[bool] = True
     travels: ClassVar[str] = "each stage: second moments of layer inputs and output gradients up"
     paper: ClassVar[str] = "fedcl's own"
+    coverage: ClassVar[Coverage] = OWN  # plain training; moments are sums over examples
 
     def __post_init__(self) -> None:
         if not self.mu >= 0:

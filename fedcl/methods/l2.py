@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fedcl.core.client import Model
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.layers import Head, guarded_layers, protected_layers
 from fedcl.core.local import CrossEntropy
@@ -87,6 +88,7 @@ class L2(Method[State]):
     needs_borders: ClassVar[bool] = True
     travels: ClassVar[str] = "each round from stage 1 on: the last stage's model down"
     paper: ClassVar[str] = "Smith et al., CVPR workshops 2023"
+    coverage: ClassVar[Coverage] = OWN  # the penalty sees parameters alone
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength < float("inf"):

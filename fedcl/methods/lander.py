@@ -31,6 +31,7 @@ from typing import ClassVar
 
 from fedcl.core.anchors import Anchors, Bounded
 from fedcl.core.client import Client, Model, Reply
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.distillation import Taught
 from fedcl.core.federation import Federation
 from fedcl.core.known import Shipping
@@ -95,6 +96,7 @@ class Lander(Method[Shipping]):
         "each stage: means of layers' channels and of pixels up; from stage 1 on: images down"
     )
     paper: ClassVar[str] = "Tran et al., CVPR 2024"
+    coverage: ClassVar[Coverage] = OWN  # images, as many as examples, come from the server
     client_half: ClassVar[tuple[str, ...]] = ("receive", "mixed")
 
     def __post_init__(self) -> None:

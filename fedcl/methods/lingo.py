@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from fedcl.core.analytic import with_head, without_head
 from fedcl.core.client import Model
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.errors import ConfigError
 from fedcl.core.federation import Federation
 from fedcl.core.layers import head_inputs
@@ -92,6 +93,7 @@ class Lingo(Method[State]):
     family: ClassVar[str] = "language"
     travels: ClassVar[str] = "nothing; the head's weights stay where they are"
     paper: ClassVar[str] = "language-guided heads; the form is fedcl's own"
+    coverage: ClassVar[Coverage] = OWN  # each example meets the public vectors by itself
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < float("inf"):

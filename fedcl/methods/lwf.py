@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedcl.core.client import Client, Model
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.distillation import (
     Taught,
     check_distillation,
@@ -92,6 +93,7 @@ class LwF(Method[State]):
     needs_borders: ClassVar[bool] = True
     travels: ClassVar[str] = "rounds of stage 1 on, but each stage's first: the teacher down"
     paper: ClassVar[str] = "Li and Hoiem, PAMI 2018"
+    coverage: ClassVar[Coverage] = OWN  # a released teacher answers each example by itself
     client_half: ClassVar[tuple[str, ...]] = ("taught", "looked_at")
 
     def __post_init__(self) -> None:

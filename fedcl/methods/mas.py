@@ -29,6 +29,7 @@ from fedcl.core.consolidation import (
     guarded_parameters,
     pulled_change,
 )
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.importance import ROWS, Consolidated, OutputSensitivity, importance_needs
 from fedcl.core.layers import Head
@@ -73,6 +74,7 @@ class MAS(Method[Consolidated]):
         "importances down"
     )
     paper: ClassVar[str] = "Aljundi et al., ECCV 2018"
+    coverage: ClassVar[Coverage] = OWN  # plain training; each example has a gradient of its own
 
     def __post_init__(self) -> None:
         check_pull(self.strength, self.cap)

@@ -32,6 +32,7 @@ from typing import ClassVar
 
 from fedcl.core.carried import BalancedFeatures, Carried, Held, beside_drawn, rows_drawn
 from fedcl.core.client import Client, Model, Reply
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.known import Known, known_now
 from fedcl.core.local import CrossEntropy
@@ -94,6 +95,7 @@ class MFCL(Method[State]):
         "each stage: means of layers' channels and of pixels up; from stage 1 on: generator down"
     )
     paper: ClassVar[str] = "Babakniya et al., NeurIPS 2023"
+    coverage: ClassVar[Coverage] = OWN  # images, as many as examples, are drawn from what is sent
     client_half: ClassVar[tuple[str, ...]] = ("receive", "mixed", "looked_at")
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fedcl.core.client import Model
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.layers import Head, guarded_layers
 from fedcl.core.local import CrossEntropy
@@ -76,6 +77,7 @@ class OSFT(Method[State]):
     family: ClassVar[str] = "orthogonal"
     needs_borders: ClassVar[bool] = True
     paper: ClassVar[str] = "Nayak et al., arXiv 2504.07097"
+    coverage: ClassVar[Coverage] = OWN  # plain training; the server projects
 
     def __post_init__(self) -> None:
         if not 0 <= self.energy <= 1:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fedcl.core.analytic import ROWS
 from fedcl.core.client import Client, Model
+from fedcl.core.coverage import Coverage, refused
 from fedcl.core.federation import Federation
 from fedcl.core.layers import head_inputs
 from fedcl.core.local import masked_logits
@@ -84,6 +85,10 @@ class PRD(Method[State]):
     needs_borders: ClassVar[bool] = True
     travels: ClassVar[str] = "each round from stage 1 on: the last stage's model down"
     paper: ClassVar[str] = "Asadi et al., ICML 2023"
+    coverage: ClassVar[Coverage] = refused(
+        "its loss contrasts the examples of a batch with each other; take lwf, which distils each "
+        "by itself"
+    )
     client_half: ClassVar[tuple[str, ...]] = ("losses", "taught", "looked")
 
     def __post_init__(self) -> None:

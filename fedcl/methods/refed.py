@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedcl.core.client import Client
+from fedcl.core.coverage import Coverage, refused
 from fedcl.core.federation import Federation
 from fedcl.core.informative import BYTES, CacheImportant, Informative
 from fedcl.core.memory import Rehearsal, RowwiseCrossEntropy, with_present
@@ -61,6 +62,9 @@ class ReFed(Method[State]):
     family: ClassVar[str] = "replay"
     needs_borders: ClassVar[bool] = True
     paper: ClassVar[str] = "Li et al., CVPR 2024"
+    coverage: ClassVar[Coverage] = refused(
+        "the lengths of examples' gradients decide which are kept; take replay, or budget = 0 of it"
+    )
     client_half: ClassVar[tuple[str, ...]] = ("mixed",)
 
     def __post_init__(self) -> None:

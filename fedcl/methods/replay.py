@@ -27,6 +27,7 @@ import torch
 
 from fedcl.core.analytic import Regressors
 from fedcl.core.client import Client
+from fedcl.core.coverage import KEPT, Coverage, refused
 from fedcl.core.federation import Federation
 from fedcl.core.local import no_passes
 from fedcl.core.memory import (
@@ -76,6 +77,15 @@ class Replay(Method[State]):
     def __post_init__(self) -> None:
         if self.budget < 0:
             raise ValueError(f"budget must be at least 0 bytes, not {self.budget}")
+
+    def records(self) -> Coverage:
+        """Seeds and numbers decide what `random` and `reservoir` keep; the others look."""
+        if self.selection in ("random", "reservoir"):
+            return KEPT
+        return refused(
+            f'selection = "{self.selection}" chooses by what other examples hold; take "random" or '
+            '"reservoir"'
+        )
 
     def needs(self, sizes: Sizes) -> Needs:
         """Returns the memory of a client that keeps all that it meets, or as many as fit."""

@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedcl.core.client import Client, Model, Reply
+from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.distillation import Taught, check_distillation
 from fedcl.core.federation import Federation
 from fedcl.core.known import Shipping
@@ -89,6 +90,7 @@ class Target(Method[Shipping]):
         "each stage: means of layers' channels and of pixels up; from stage 1 on: images down"
     )
     paper: ClassVar[str] = "Zhang et al., ICCV 2023"
+    coverage: ClassVar[Coverage] = OWN  # images, as many as examples, come from the server
     client_half: ClassVar[tuple[str, ...]] = ("receive", "mixed")
 
     def __post_init__(self) -> None:
