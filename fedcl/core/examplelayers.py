@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_SMALL = 2**13  # numbers that are squared at once
 KNOWN = (nn.Linear, nn.Conv2d, nn.Embedding, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -69,7 +70,12 @@ def part_of(layer: nn.Module, names: frozenset[str], inputs: Tensor, signals: Te
 
 def _squares(values: Tensor) -> Tensor:
     """Returns the (n,) float64 sums of squares of (n, ...) values: no float32 overflows there."""
-    return values.flatten(1).double().square().sum(1)
+    flat = values.flatten(1)
+    if flat.dtype == torch.float64 or flat.is_cuda or flat.numel() <= _SMALL:
+        return flat.double().square().sum(1)
+    # Part by part: a copy of all in float64 would leave the cache, and its pages would be new.
+    parts = flat.split(max(1, _SMALL // flat.shape[1]))
+    return torch.cat([part.double().square().sum(1) for part in parts])
 
 
 def chosen(values: Tensor, factors: Tensor) -> Tensor:
@@ -78,8 +84,23 @@ def chosen(values: Tensor, factors: Tensor) -> Tensor:
     return torch.where(own > 0, values * own, torch.zeros_like(values))
 
 
-def _finite(values: Tensor, factors: Tensor) -> Tensor:
-    """Returns values with zeros for the examples of factor 0."""
+def _weighed(values: Tensor, factors: Tensor, squares: Tensor) -> Tensor:
+    """Returns (n, ...) values times factors, as `chosen` does.
+
+    Args:
+        values: Of examples whose squares are finite only where these are.
+        factors: (n,) factors.
+        squares: (n,).
+    """
+    if bool(squares.isfinite().all()):  # the usual case: nothing to replace
+        return values * factors.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
+    return chosen(values, factors)
+
+
+def _finite(values: Tensor, factors: Tensor, squares: Tensor) -> Tensor:
+    """Returns values, with zeros for the examples of factor 0 where some are not finite."""
+    if bool(squares.isfinite().all()):
+        return values
     return chosen(values, (factors > 0).to(factors.dtype))
 
 
@@ -88,9 +109,9 @@ def _split(values: Tensor, groups: int) -> Tensor:
     return values.view(groups, len(values) // groups, *values.shape[1:])
 
 
-def _sums(values: Tensor, factors: Tensor, groups: int) -> Tensor:
-    """Returns the (groups, ...) sums of (n, ...) values times factors."""
-    return _split(chosen(values, factors), groups).sum(1)
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Returns products of matrices, of one pair as that of two matrices, which is faster."""
+    return (a[0] @ b[0])[None] if len(a) == 1 else a @ b
 
 
 def _rows(names: frozenset[str], a: Tensor, d: Tensor) -> Part:
@@ -103,8 +124,9 @@ def _rows(names: frozenset[str], a: Tensor, d: Tensor) -> Part:
         squares = squares + sizes
 
     def weighted(factors: Tensor, groups: int) -> dict[str, Tensor]:
-        own, inputs = _split(chosen(d, factors), groups), _split(_finite(a, factors), groups)
-        return {"weight": own.mT @ inputs, "bias": own.sum(1)}
+        own = _split(_weighed(d, factors, squares), groups)
+        inputs = _split(_finite(a, factors, squares), groups)
+        return {"weight": _matmul(own.mT, inputs), "bias": own.sum(1)}
 
     return Part(squares, weighted)
 
@@ -134,14 +156,14 @@ def _products(layer: nn.Module, names: frozenset[str], a: Tensor, d: Tensor) -> 
         squares = squares + _squares(products)
 
     def weighted(factors: Tensor, groups: int) -> dict[str, Tensor]:
-        found = {"bias": _sums(turned, factors, groups)}
+        found = {"bias": _split(_weighed(turned, factors, squares), groups).sum(1)}
         if products is not None:
-            weight = _sums(products, factors, groups)
+            weight = _split(_weighed(products, factors, squares), groups).sum(1)
         else:
             # (groups of examples, groups of channels, outputs or inputs, examples * places)
-            wide = _split(chosen(d, factors), groups).permute(0, 2, 3, 1, 4).flatten(3)
-            inputs = _split(_finite(a, factors), groups).permute(0, 2, 3, 1, 4).flatten(3)
-            weight = wide @ inputs.mT
+            wide = _split(_weighed(d, factors, squares), groups).permute(0, 2, 3, 1, 4).flatten(3)
+            inputs = _split(_finite(a, factors, squares), groups).permute(0, 2, 3, 1, 4).flatten(3)
+            weight = _matmul(wide, inputs.mT)
         return {**found, "weight": weight.reshape(groups, *shape)}
 
     return Part(squares, weighted)
@@ -175,7 +197,7 @@ def _embedding(layer: nn.Embedding, ids: Tensor, d: Tensor) -> Part:
         start = d.new_zeros((groups * layer.num_embeddings, layer.embedding_dim))
         first = torch.arange(groups, device=ids.device)[:, None, None] * layer.num_embeddings
         found = start.index_add(
-            0, (_split(ids, groups) + first).flatten(), chosen(d, factors).flatten(0, 1)
+            0, (_split(ids, groups) + first).flatten(), _weighed(d, factors, squares).flatten(0, 1)
         )
         return {"weight": found.view(groups, layer.num_embeddings, layer.embedding_dim)}
 
@@ -190,6 +212,9 @@ def _scales(names: frozenset[str], scale: Tensor, shift: Tensor) -> Part:
             squares = squares + _squares(value)
 
     def weighted(factors: Tensor, groups: int) -> dict[str, Tensor]:
-        return {"weight": _sums(scale, factors, groups), "bias": _sums(shift, factors, groups)}
+        return {
+            name: _split(chosen(value, factors), groups).sum(1)
+            for name, value in (("weight", scale), ("bias", shift))
+        }
 
     return Part(squares, weighted)

@@ -26,9 +26,9 @@ from fedcl.core.params import Params
 from fedcl.core.privatedraws import (
     PrivateSettings,
     coins,
+    hide,
     row_masks,
     secret_key,
-    step_noise,
 )
 from fedcl.core.sgd import projected
 from fedcl.core.task import Examples
@@ -69,7 +69,7 @@ def train_private(local: Local, settings: PrivateSettings, client: Client, messa
     first = next(iter(params.values()))
     check_digits(first.device)
     path = path_of(local, client.model, data, message)
-    layers, rate = dropouts(client.model), settings.rate(len(data))
+    layers = dropouts(client.model)
     momenta: dict[str, Tensor] = {}
     for step, rows in enumerate(coins(key, len(data), settings)):
         masks = row_masks(layers, client.seed, step, rows, first.dtype)
@@ -88,19 +88,10 @@ def train_private(local: Local, settings: PrivateSettings, client: Client, messa
                 client.model, params, losses(False), len(rows), settings.clip, "vmap"
             )
         with torch.no_grad():
-            gradients = {
-                name: noised(
-                    total, step_noise(key, step, name, total.shape, settings), rate * len(data)
-                )
-                for name, total in found.total.items()
-            }
-            _descend(local, settings, params, momenta, gradients, message)
+            for name, total in found.total.items():
+                hide(total, key, step, name, len(data), settings)
+            _descend(local, settings, params, momenta, found.total, message)
     return Trained(params, len(data))
-
-
-def noised(total: Tensor, drawn: Tensor, expected: float) -> Tensor:
-    """Returns a sum and its noise, over a divisor that does not depend on who was in."""
-    return drawn.to(total.device).add_(total).div_(expected).to(total.dtype)
 
 
 def _losses(

@@ -26,8 +26,8 @@ from fedcl.core.examplelayers import part_of
 from fedcl.core.examplepath import path_of
 from fedcl.core.local import Local, check_losses, own_data
 from fedcl.core.model import Net, dropouts
-from fedcl.core.private import check_digits, noised, train_private
-from fedcl.core.privatedraws import PrivateSettings, coins, row_masks, secret_key, step_noise
+from fedcl.core.private import check_digits, train_private
+from fedcl.core.privatedraws import PrivateSettings, coins, hide, row_masks, secret_key
 from fedcl.core.sgd import projected
 from fedcl.core.together import answer_of, training_rows
 from fedcl.core.trained import BlockReply, TrainedBlock
@@ -188,11 +188,10 @@ class _Training:
 
     def _hide(self, number: int, totals: dict[str, Tensor]) -> None:
         """Puts each client's noise on its sums, and divides by its expected batch, in place."""
+        block = self.block
         for name, total in totals.items():
             for own, k in zip(total, self.order, strict=False):
-                drawn = step_noise(self.block.keys[k], number, name, own.shape, self.settings)
-                size = self.block.sizes[k]
-                own.copy_(noised(own, drawn, self.settings.rate(size) * size))
+                hide(own, block.keys[k], number, name, block.sizes[k], self.settings)
 
     def _descend(self, working: int, gradients: dict[str, Tensor]) -> None:
         """Takes the step in place: what follows the noise touches no data."""

@@ -83,22 +83,21 @@ def coins(key: bytes, rows: int, settings: PrivateSettings) -> Iterator[Tensor]:
         yield torch.from_numpy(np.flatnonzero(generator.random(rows) < rate))
 
 
-def step_noise(
-    key: bytes, step: int, name: str, shape: torch.Size, settings: PrivateSettings
-) -> Tensor:
-    """Returns the noise of a parameter in a step's sum, on the CPU in float64.
+def hide(
+    total: Tensor, key: bytes, step: int, name: str, rows: int, settings: PrivateSettings
+) -> None:
+    """Puts noise on a parameter's sum and divides it by the *expected* size of a batch, in place.
 
     Args:
+        total: The sum of clipped gradients.
         key: The client's key.
         step: Number of the step.
         name: The parameter's name.
-        shape: Its shape.
+        rows: Examples of the client.
         settings: How much.
     """
     scale = settings.noise_multiplier * settings.clip
-    if not scale:
-        return torch.zeros(shape, dtype=torch.float64)
-    return noise.gaussian(key, shape, scale, "noise", step, name)
+    noise.hide(total, key, scale, settings.rate(rows) * rows, "noise", step, name)
 
 
 def row_masks(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chi2, kstest, norm
 
-from fedcl.core.noise import gaussian, key_of, secret_root, seed_below, seeded_root
+from fedcl.core.noise import gaussian, hide, key_of, secret_root, seed_below, seeded_root
 
 SIZE = 26_000
 ROOT = seeded_root(0)
@@ -43,6 +43,20 @@ def test_places_and_roots_share_no_noise_and_a_place_repeats_its_own() -> None:
     ]
     table = torch.corrcoef(torch.stack([same, *others])) - torch.eye(6)
     assert float(table.abs().max()) < 5 / math.sqrt(SIZE)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7, 3), (40_000,)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_hiding_puts_the_same_noise_on_values(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected = (values.double() + gaussian(ROOT, shape, 0.3, "layer", 1)) / 5.5
+    hidden, bare = values.clone(), values.clone()
+    hide(hidden, ROOT, 0.3, 5.5, "layer", 1)
+    assert torch.allclose(
+        hidden, expected.to(dtype), rtol=1e-6 if dtype == torch.float32 else 1e-14
+    )
+    hide(bare, ROOT, 0.0, 5.5, "layer", 1)
+    assert torch.allclose(bare, values / 5.5)
 
 
 def test_keys_of_different_places_differ() -> None:

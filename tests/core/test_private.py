@@ -94,16 +94,17 @@ def test_a_divisor_by_the_true_batch_would_show(monkeypatch: pytest.MonkeyPatch)
     (client,) = clients(mlp(), (9,))
     message = Model(toys.parameters(client.model))
     held: list[int] = []
-    take = Examples.take
+    right, drawn = bookkeeping.clipped_sum, noise.hide
 
-    def counted(self: Examples, rows: Tensor) -> Examples:
-        held.append(len(rows))
-        return take(self, rows)
+    def counted(model: nn.Module, params: Params, losses: Any, rows: int, *more: Any) -> Any:
+        held.append(rows)
+        return right(model, params, losses, rows, *more)
 
-    monkeypatch.setattr(Examples, "take", counted)
-    monkeypatch.setattr(
-        private, "noised", lambda total, drawn, _: (total + drawn) / max(1, held[-1])
-    )
+    def divided(values: Tensor, root: bytes, scale: float, _: float, *place: int | str) -> None:
+        drawn(values, root, scale, max(1, held[-1]), *place)
+
+    monkeypatch.setattr(private, "clipped_sum", counted)
+    monkeypatch.setattr(noise, "hide", divided)
     found = train_private(LOCALS["plain"], PLAIN, client, message).params
     monkeypatch.undo()
     assert toys.distance(found, slow(LOCALS["plain"], PLAIN, client, message)) > 1e-3
@@ -165,16 +166,17 @@ def test_noise_of_steps_and_clients_is_independent() -> None:
 
 @pytest.mark.parametrize("fault", ["half", "shared", "each step"])
 def test_wrong_noise_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = noise.gaussian
+    right = noise.hide
 
-    def wrong(root: bytes, shape: Any, scale: float, *place: int | str) -> Tensor:
+    def wrong(values: Tensor, root: bytes, scale: float, divisor: float, *place: int | str) -> None:
         if fault == "half":
-            return right(root, shape, scale / 2, *place)
-        if fault == "shared":
-            return right(ROOT, shape, scale, *place)
-        return right(root, shape, scale, *place[2:])
+            right(values, root, scale / 2, divisor, *place)
+        elif fault == "shared":
+            right(values, ROOT, scale, divisor, *place)
+        else:
+            right(values, root, scale, divisor, *place[2:])
 
-    monkeypatch.setattr(noise, "gaussian", wrong)
+    monkeypatch.setattr(noise, "hide", wrong)
     parts: dict[str, Params] = {}
     for id in (0, 1):
         parts |= {f"{id}/{k}": own for k, own in enumerate(residuals(NOISY, wide(14, id)))}
@@ -189,8 +191,9 @@ def test_noise_that_is_a_little_small_is_found() -> None:
     found, scale = 0, NOISY.noise_multiplier * NOISY.clip
     for number in range(50):
         key = noise.key_of(ROOT, "deficit", number)
-        drawn = privatedraws.step_noise(key, 0, "w", torch.Size([40_000]), NOISY) / scale
-        size = float(drawn.square().sum())
+        total = torch.zeros(200, 200, dtype=torch.float64)
+        privatedraws.hide(total, key, 0, "w", 5, NOISY)
+        size = float((total * 5 / scale).square().sum())
         assert 1e-4 < chi2.sf(size, 40_000) < 1 - 1e-4
         found += chi2.sf(size * 0.98**2, 40_000) > 1 - 1e-3
     assert found >= 45

@@ -21,7 +21,7 @@ from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.core.private import train_private
 from fedcl.core.privateblock import train_private_block
-from fedcl.core.privatedraws import PrivateSettings, step_noise
+from fedcl.core.privatedraws import PrivateSettings, hide
 from fedcl.core.task import ClientTask, Examples
 from fedcl.core.trained import BlockReply
 from fedcl.models.cnn import Cnn
@@ -236,11 +236,10 @@ def test_padding_that_counts_would_show(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_one_noise_for_all_clients_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     own = cohort("mlp", (9, 5))
-    right = step_noise
 
-    def shared(key: bytes, *place: Any) -> Tensor:
-        return right(own[0].key or b"", *place)
+    def shared(total: Tensor, key: bytes, *place: Any) -> None:
+        hide(total, own[0].key or b"", *place)
 
-    monkeypatch.setattr(privateblock, "step_noise", shared)
+    monkeypatch.setattr(privateblock, "hide", shared)
     with pytest.raises(AssertionError):
         check("fused", Local(cross_entropy), PLAIN, own)
