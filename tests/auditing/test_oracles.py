@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from decimal import Decimal, getcontext
+from itertools import pairwise
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
@@ -202,8 +203,7 @@ def test_the_area_is_that_of_the_trapezoids_between_thresholds(name: str) -> Non
         [sum(score >= cut for score in part) / len(part) for part in (outside, inside)]
         for cut in cuts
     ]
-    pairs = zip(above[:-1], above[1:], strict=True)
-    area = sum((a[0] - b[0]) * (a[1] + b[1]) / 2 for a, b in pairs)
+    area = sum((a[0] - b[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(above))
     flags = [True] * len(inside) + [False] * len(outside)
     assert auc([*inside, *outside], flags) == pytest.approx(area, abs=1e-6)
 

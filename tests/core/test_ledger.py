@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 
 from fedcl.core.accounting import Charge, epsilon
 from fedcl.core.errors import ConfigError
 from fedcl.core.ledger import Draw, Event, Ledger, Mechanism, Sampling, charges
+from fedcl.ledgerfile import opened_ledger
 
 DELTA = 1e-5
 
@@ -41,6 +43,19 @@ def test_the_order_of_events_does_not_matter_and_more_of_them_cost_more() -> Non
     assert ledger(shuffled).epsilon(DELTA) == ledger(events).epsilon(DELTA)
     spent = [ledger(events[:count]).epsilon(DELTA) for count in range(len(events) + 1)]
     assert spent[0] == 0.0 and spent == sorted(set(spent))
+
+
+def test_a_ledger_on_disk_is_the_same_afterwards(tmp_path: Path) -> None:
+    events = [event(0, -1), event(0, 0), event(0, 1, "fixed", 2, 3.0), event(1, 4, "round_robin")]
+    mechanism = Mechanism(1.0, 1.0, DELTA)
+    with opened_ledger(tmp_path, mechanism, 0) as (root, first):
+        for one in events:
+            first.intend(one, mechanism)
+    with opened_ledger(tmp_path, mechanism, 0) as (again, second):
+        assert (again, second.events) == (root, first.events)
+        assert list(second.events.values()) == events
+        assert second.epsilon(DELTA) == first.epsilon(DELTA) > 0
+        assert second.by_channel(DELTA) == first.by_channel(DELTA)
 
 
 def test_two_releases_of_one_drawn_cohort_are_not_two_samples() -> None:
