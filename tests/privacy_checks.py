@@ -198,7 +198,7 @@ def counts_are_not_told() -> None:
 def banded_noise_is_the_mechanisms() -> None:
     """T9: covariance of the noise, who may take part when, and the sensitivity by brute force."""
     rounds, bands, column = 6, 3, banded.coefficients(3)
-    changes = {"training.rounds": rounds, "stream.clients": 6, "training.cohort": 2}
+    changes: dict[str, Any] = {"training.rounds": rounds, "stream.clients": 6, "training.cohort": 2}
     changes |= {"training.sampling": "round_robin", "method.size": 60_000}
     noise = torch.stack([flat(one) for one in noises(asked(changes, bands=bands), CLIP)]).numpy()
     matrix = np.array([[(*column, *[0.0] * rounds)[i - j] if i >= j else 0.0 for j in range(rounds)]
@@ -263,12 +263,13 @@ def membership_is_calibrated() -> None:
             own[0], own[1] = True, False
             values = 3 * random.standard_normal(4000) + gain * own
             values = 1 / (1 + np.exp(-values - random.standard_normal(own.shape)))
-            parts = [
-                membership.Observed(np.arange(4000)[k::2], *(v[..., k::2] for v in three))
-                for k in (0, 1)
-                for three in [(values[-1], values[:-1], own[:-1])]
-            ]
-            scores.append(membership.rmia(*parts))
+            x, z = (
+                membership.Observed(
+                    np.arange(4000)[part], values[-1, part], values[:-1, part], own[:-1, part]
+                )
+                for part in (slice(0, None, 2), slice(1, None, 2))
+            )
+            scores.append(membership.rmia(x, z))
             members.append(own[-1, ::2])
         flags, told = np.concatenate(members), np.concatenate(scores)
         inside, outside = int(flags.sum()), int((~flags).sum())
