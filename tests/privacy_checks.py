@@ -168,9 +168,9 @@ def noise_is_independent() -> None:
 def cohorts_are_poisson() -> None:
     """T6: sizes fit the binomial law, and no pair of clients depends on each other."""
     rate, members, many = 0.3, 10, 3000
-    experiment = tiny({"training.sampling": "poisson", "training.cohort": 3, "stream.clients": 10})
+    experiment = asked({"training.cohort": 3, "stream.clients": 10})
     site = build_site(experiment)
-    door: Any = SimpleNamespace(root=seeded_root(1))
+    door: Any = SimpleNamespace(root=seeded_root(1), channel=experiment.channel)
     rounds = Rounds(experiment, site, door, [], lambda: None)
     drawn = np.zeros((many, members))
     for number in range(many):
