@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from fedcl.config import Experiment
-from fedcl.core.adversary import Attackers
 from fedcl.core.channel import hides_replies, least_of, mechanism_at
 from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError
 from fedcl.core.guard import Guarded
+from fedcl.core.lies import Attackers
 from fedcl.core.model import check_model
+from fedcl.core.poison import poison_of
 from fedcl.core.population import Simulated
 from fedcl.core.schedule import Pace
 from fedcl.core.sealed import Sealed
@@ -30,13 +31,20 @@ def build_site(experiment: Experiment) -> Site:
     dtype = getattr(torch, experiment.training.dtype)
     dataset = experiment.dataset.load()
     stream = experiment.stream.build(dataset, experiment.seed, experiment.names["stream"])
+    adversary = experiment.adversary
+    strangers = [id for id in adversary.clients if id >= stream.clients]
+    if strangers:
+        raise ConfigError(
+            f"[adversary] clients names {strangers}, but ids go from 0 to {stream.clients - 1}"
+        )
+    poison = poison_of(adversary, dataset, stream.clients, experiment.seed)
     try:
         experiment.training.local.check(dataset.shape)
     except ValueError as error:
         raise ConfigError(f"[training.local] {error}") from error
     model = build_model(experiment, dataset.shape, dataset.classes).to(device=device, dtype=dtype)
     return Site(
-        population=Simulated(stream, dtype, device),
+        population=Simulated(stream, dtype, device, poison),
         model=model,
         trainer=experiment.training.local,
         channel=experiment.channel,
@@ -52,7 +60,7 @@ def build_site(experiment: Experiment) -> Site:
 
 def is_guarded(experiment: Experiment) -> bool:
     """Returns whether replies are judged one by one, behind the engine."""
-    return experiment.replies.judged or experiment.adversary.attack != "none"
+    return experiment.replies.judged or experiment.adversary.lies
 
 
 def guarded(experiment: Experiment, site: Site, engine: Engine) -> Engine:
@@ -61,16 +69,11 @@ def guarded(experiment: Experiment, site: Site, engine: Engine) -> Engine:
         return engine
     stream: Stream = site.population.stream  # type: ignore[attr-defined]
     own, replies = experiment.adversary, experiment.replies
-    strangers = [id for id in own.clients if id >= stream.clients]
-    if strangers:
-        raise ConfigError(
-            f"[adversary] clients names {strangers}, but ids go from 0 to {stream.clients - 1}"
-        )
     attackers = Attackers(own, stream.clients, experiment.seed)
     return Guarded(
         engine,
         site,
-        attackers if own.attack != "none" else None,
+        attackers if own.lies else None,
         replies.bad == "stop",
         replies.norm,
         replies.weight or float(max(1, len(stream.dataset.train.labels))),

@@ -15,7 +15,7 @@ from rich.table import Table
 from fedcl.core.errors import ConfigError
 from fedcl.record import write_text
 
-DEFAULT = ("residual", "canaries")
+DEFAULT = ("residual", "canaries", "backdoor")
 
 
 def audit(

@@ -50,6 +50,7 @@ def opened_watches(
         spent=lambda: math.inf if protection is None else ledger.epsilon(protection.delta),
         whole=whole,
         repeat=repeat,
+        poison=site.population.poison,  # type: ignore[attr-defined]
     )
     watches = []
     for index, audit in enumerate(experiment.audit):

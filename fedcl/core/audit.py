@@ -17,6 +17,7 @@ from fedcl.core.exchange import Exchange
 from fedcl.core.ledger import Draw, Mechanism
 from fedcl.core.memories import Memories
 from fedcl.core.params import Params
+from fedcl.core.poison import Poison
 
 if TYPE_CHECKING:
     from fedcl.core.method import Method
@@ -101,6 +102,7 @@ class Subject:
         spent: Returns epsilon of all releases so far; infinite where something was sent bare.
         whole: Whether the run is watched from its beginning; not after a resume.
         repeat: Runs the same experiment once more; None where it cannot be.
+        poison: What attackers do to their examples, or None.
     """
 
     site: Site
@@ -114,6 +116,7 @@ class Subject:
     spent: Callable[[], float]
     whole: bool = True
     repeat: Repeat | None = None
+    poison: Poison | None = None
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from fedcl.core.adversary import Attackers
 from fedcl.core.channel import Aggregate, Channel, Sending, fold
 from fedcl.core.client import Each, Reply
 from fedcl.core.clipping import norm
 from fedcl.core.engine import Answer, BlockResult, Engine, Request, diverged, failure
 from fedcl.core.errors import FedclError
+from fedcl.core.lies import Attackers
 from fedcl.core.local import Local, change
 from fedcl.core.memories import Memories
 from fedcl.core.params import not_finite

@@ -16,6 +16,7 @@ from fedcl.core.block import Block
 from fedcl.core.client import Client
 from fedcl.core.dataset import IntArray
 from fedcl.core.fetch import Rows
+from fedcl.core.poison import Poison
 from fedcl.core.seeds import numpy_generator
 from fedcl.core.stream import Stream
 from fedcl.core.task import ClientTask, Examples
@@ -57,15 +58,21 @@ class Fetched:
         rows: Their rows.
         dtype: Type of the inputs.
         device: Where they go.
+        poison: What attackers among them do to their examples, or None.
+        marks: (n,) bool, to which examples; None for none.
     """
 
     rows: Rows
     dtype: torch.dtype
     device: torch.device
+    poison: Poison | None = None
+    marks: Tensor | None = None
 
     def take(self, order: Tensor | None = None) -> Examples:
         """Returns the examples, or those at the places `order`, as they are laid out by NumPy."""
         data = self.rows.take(None if order is None else order.numpy())
+        if self.poison is not None and self.marks is not None:
+            data = self.poison.applied(data, self.marks if order is None else self.marks[order])
         return move(Examples(data.x.to(self.dtype), data.y, data.extra), self.device)
 
 
@@ -77,15 +84,20 @@ class Simulated:
         stream: Who holds what, when.
         dtype: Type of the inputs.
         device: Where the examples go.
+        poison: What attackers do to their examples, or None.
     """
 
     stream: Stream
     dtype: torch.dtype
     device: torch.device
+    poison: Poison | None = None
 
     def client(self, id: int, stage: int, model: nn.Module, state: Any, seed: int) -> Client:
         """Returns a client for one exchange."""
         data = self.stream.train(id, stage)
+        marks = None if self.poison is None else self.poison.marks((id,), (len(data),), stage)
+        if self.poison is not None and marks is not None:
+            data = self.poison.applied(data, marks)
         data = settle(type(data)(data.x.to(self.dtype), data.y, data.extra), self.device)
         task = move(self.stream.client_task(id, stage), self.device)
         state = settle(state, self.device)
@@ -101,6 +113,7 @@ class Simulated:
     ) -> Block:
         """Returns several clients of one exchange, fetched together."""
         rows, sizes = self.stream.gather(ids, stage)
+        marks = None if self.poison is None else self.poison.marks(ids, sizes, stage)
         moved: dict[int, ClientTask] = {}
         tasks = []
         for id in ids:
@@ -112,7 +125,7 @@ class Simulated:
         return Block(
             tuple(ids),
             model,
-            Fetched(rows, self.dtype, self.device),
+            Fetched(rows, self.dtype, self.device, self.poison, marks),
             sizes,
             tuple(tasks),
             tuple(settle(state, self.device) for state in states),
