@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedcl.config import Experiment
-from fedcl.core.channel import hides_replies, least_of, mechanism_at
+from fedcl.core.channel import hides_replies, least_of, mechanism, mechanism_at
 from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError
 from fedcl.core.guard import Guarded
@@ -82,8 +82,11 @@ def guarded(experiment: Experiment, site: Site, engine: Engine) -> Engine:
 
 def sealed(experiment: Experiment, engine: Engine) -> Engine:
     """Returns an engine that lets nothing but sums through, where the channel hides replies."""
-    channel = experiment.channel
-    return Sealed(engine, least_of(channel)) if hides_replies(channel) else engine
+    channel, protection = experiment.channel, mechanism(experiment.channel)
+    if not hides_replies(channel):
+        return engine
+    shares = None if protection is None else protection.shares
+    return Sealed(engine, least_of(channel), 0 if shares is None else shares.bits)
 
 
 def check_minimum(experiment: Experiment, stream: Stream) -> None:

@@ -14,7 +14,7 @@ import tomli_w
 from fedcl.core.adversary import Adversary
 from fedcl.core.aggregation import Aggregation
 from fedcl.core.audit import Audit
-from fedcl.core.channel import Channel, hides_replies, least_of
+from fedcl.core.channel import Channel, hides_replies, least_of, mechanism
 from fedcl.core.dataset import DatasetFactory
 from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError, ExposureError
@@ -185,6 +185,7 @@ def _check(experiment: Experiment) -> None:
             f"[channel[{protecting[0]}]] bounds what a client sends, but a later step changes that "
             "again: let it be the last step that changes replies"
         )
+    _check_shares(experiment)
     cohort = experiment.training.cohort
     if cohort and cohort < least_of(channel):
         raise ConfigError(
@@ -224,4 +225,27 @@ def _check_rule(experiment: Experiment) -> None:
             f"[aggregation] {rule!r} takes replies as they are, but [[channel]] "
             f'{experiment.resolved["channel"][0]["name"]!r} changes their sum: take "mean" or '
             "remove the channel"
+        )
+
+
+def _check_shares(experiment: Experiment) -> None:
+    """Refuses what no proof covers where clients add noise in shares."""
+    protection = mechanism(experiment.channel)
+    if protection is None or protection.shares is None:
+        return
+    if experiment.training.sampling == "poisson":
+        raise ConfigError(
+            '[training] sampling = "poisson" is credited nothing where clients add the noise '
+            "themselves, and the number of their shares would be left to chance: take "
+            '"fixed" or "round_robin"'
+        )
+    if experiment.adversary.lies:
+        raise ConfigError(
+            "[adversary] attackers add no noise of their own, so that nothing could be claimed "
+            'where [[channel]] leaves the noise to clients: take "central_dp"'
+        )
+    if experiment.replies.norm:
+        raise ConfigError(
+            "[replies] norm cannot be judged where [[channel]] sends replies modulo a power of "
+            "two: leave it out, clients clip"
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedcl.core.appearances import appearances
 from fedcl.core.client import Spent
+from fedcl.core.distributed import Discrete
 from fedcl.core.errors import ResumeError
 from fedcl.core.ledger import Draw, Event, Ledger, Mechanism
 from fedcl.core.noise import secret_root, seeded_root
@@ -113,13 +114,16 @@ class LedgerFile:
             self._db.execute("INSERT OR IGNORE INTO root VALUES (0, ?)", (secret_root(),))
             return bytes(self._db.execute("SELECT data FROM root").fetchone()[0])
 
-    def events(self) -> dict[tuple[int, int, int], Event]:
+    def events(self) -> dict[Place, Event]:
         """Returns all events by their place, in the order of their writing."""
         found = {}
         with self._guard():
             for (data,) in self._db.execute("SELECT data FROM events ORDER BY rowid"):
                 values = json.loads(data)
-                event = Event(**{**values, "draw": Draw(**values["draw"])})
+                values["draw"] = Draw(**values["draw"])
+                if values.get("discrete") is not None:
+                    values["discrete"] = Discrete(**values["discrete"])
+                event = Event(**values)
                 found[event.place] = event
         return found
 

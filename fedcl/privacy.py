@@ -27,7 +27,7 @@ WITHHELD = {
     "metrics": "no metric leaves a client",
 }
 UNKNOWN = "clips names it, but no exchange of this run had that name: is it spelt right?"
-ADJACENCY = "add or remove all that one client sends; that it is a member stays public"
+_ANSWERED = "the method is told the expected number; a secure sum knows who answered"
 
 
 def privacy_summary(
@@ -53,7 +53,7 @@ def privacy_summary(
     records = record_summary(ledger.records, promise, stages)
     if mechanism is None:
         return {**blank, **records}
-    told = {"delta": mechanism.delta, "privacy_unit": "client", "adjacency": ADJACENCY}
+    told = {"delta": mechanism.delta, "privacy_unit": "client", "adjacency": adjacency(mechanism)}
     told["sampling"] = None if experiment is None else experiment.training.sampling
     if mechanism.seeded:
         return {**blank, **told, "noise": "seeded"}
@@ -101,24 +101,42 @@ def privacy_rows(
         note = "sent as it is: no mechanism bounds what it reveals"
         return [row_of(payload, "none", math.inf, None, note) for payload in payloads]
     delta, rows = mechanism.delta, []
+    kind = "gaussian" if mechanism.shares is None else mechanism.shares.kind
     for channel, epsilon in ledger.by_channel(delta).items():
         events = [event for event in ledger.events.values() if event.channel == channel]
         note = f"{len(events)} releases, sensitivity {_range(events)}, "
-        note += f"noise multiplier {mechanism.noise_multiplier:g}, "
+        note += f"noise multiplier {mechanism.noise_multiplier:g}, {_shares(events)}"
         note += "sampling " + " and ".join(sorted({event.draw.how for event in events}))
-        rows.append(row_of(channel, "gaussian", epsilon, delta, note))
-    rows.append(row_of("all", "gaussian", ledger.epsilon(delta), delta, ADJACENCY))
+        rows.append(row_of(channel, kind, epsilon, delta, note))
+    rows.append(row_of("all", kind, ledger.epsilon(delta), delta, adjacency(mechanism)))
     if mechanism.seeded:
         rows = [{**row, "epsilon": "inf", "note": f"{SEEDED}; {row['note']}"} for row in rows]
     unknown = set(mechanism.programs) - {event.channel for event in ledger.events.values()}
     rows += [row_of(name, "not sent", 0.0, None, UNKNOWN) for name in sorted(unknown)]
-    rows += [row_of(name, "not sent", 0.0, None, note) for name, note in WITHHELD.items()]
+    withheld = WITHHELD if mechanism.shares is None else {**WITHHELD, "counts": _ANSWERED}
+    rows += [row_of(name, "not sent", 0.0, None, note) for name, note in withheld.items()]
     rows += [row_of(name, "not covered", math.inf, None, note) for name, note in ASSUMED.items()]
     members = max((event.draw.members for event in ledger.events.values()), default=0)
     if delta * members >= 1:
         note = f"delta = {delta:g} allows to publish all of one of {members} clients: lower it"
         rows.append(row_of("delta", "not covered", math.inf, delta, note))
     return rows
+
+
+def adjacency(mechanism: Mechanism) -> str:
+    """Returns what neighbouring runs differ in."""
+    if mechanism.shares is None:
+        return "add or remove all that one client sends; that it is a member stays public"
+    return "one client's replies become zeros: that it takes part is not hidden; Rényi bound"
+
+
+def _shares(events: Iterable[Event]) -> str:
+    """Returns a remark on sums to which clients added the noise, or nothing."""
+    found = [event.discrete for event in events if event.discrete is not None]
+    if not found:
+        return ""
+    shares = sorted({one.shares for one in found})
+    return f"in {' or '.join(map(str, shares))} shares at least, "
 
 
 def _range(events: Iterable[Event]) -> str:

@@ -21,6 +21,7 @@ from fedcl.core.clipping import clipped_to_send
 from fedcl.core.ledger import Event, Ledger, Mechanism
 from fedcl.core.noise import gaussian
 from fedcl.core.population import sample
+from fedcl.core.renyi import Renyi
 from tests import privacy_checks as checks
 
 Check = Callable[[], None]
@@ -112,7 +113,7 @@ def _as_poisson(*asked: Any) -> Any:
     return replace(draw, how="poisson") if draw.how == "fixed" else draw
 
 
-def _each_alone(events: Any) -> list[Charge]:
+def _each_alone(events: Any) -> list[Charge | Renyi]:
     events = list(events)
     drawn = [event for event in events if event.draw.how == "poisson"]
     others = [event for event in events if event.draw.how != "poisson"]

@@ -154,7 +154,7 @@ def test_a_crash_between_charge_and_release_costs_once_and_repeats_the_noise(
     file = LedgerFile(tmp_path / "run" / "checkpoint")
     before, root = dict(file.events()), file.root()
     file.close()
-    assert list(before) == [(0, 0, 0), (0, 1, 0), (1, 0, 0)], "charged, not released"
+    assert list(before) == [(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 0)], "charged, not released"
     whole = fedcl.run(private(), tmp_path / "run", resume=True)
     file = LedgerFile(tmp_path / "run" / "checkpoint")
     assert len(file.events()) == 4 and file.root() == root

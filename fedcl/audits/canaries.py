@@ -68,6 +68,11 @@ class Canaries:
         """Begins to watch a run."""
         if subject.mechanism is None:
             raise ConfigError("no step of [[channel]] claims an epsilon to be tested: leave it out")
+        if subject.mechanism.shares is not None:
+            raise ConfigError(
+                "clients add the noise themselves, and canaries have no keys for theirs: not "
+                "covered, leave it out"
+            )
         return _Canaries(self, subject)
 
 

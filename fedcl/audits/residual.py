@@ -57,6 +57,11 @@ class Residual:
             raise ConfigError(
                 "no step of [[channel]] adds noise that could be tested: leave it out"
             )
+        if subject.mechanism.shares is not None:
+            raise ConfigError(
+                "clients add the noise themselves, and nobody knows a sum without it: not covered, "
+                "leave it out"
+            )
         if subject.mechanism.noise_multiplier == 0:
             raise ConfigError("noise_multiplier is 0, so there is no noise to test: raise it")
         return _Residuals(self, subject.seed)

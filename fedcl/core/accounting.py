@@ -1,8 +1,9 @@
-"""How much privacy is spent: the (epsilon, delta) that a list of Gaussian mechanisms guarantees.
+"""How much privacy is spent: the (epsilon, delta) that a list of mechanisms guarantees.
 
 The headline is the privacy loss distribution of dp-accounting: an upper bound that is tight to some
 thousandths. Beside it stands an upper bound of our own by Rényi divergences, which is looser, needs
-nothing but SciPy, and must never lie below. Neighbours differ by one contribution that is added or
+nothing but SciPy, and must never lie below; where discrete noise is among the mechanisms it is all
+that is known, and both are this one. Neighbours differ by one contribution that is added or
 removed; a contribution that is replaced by another one has twice the sensitivity.
 """
 
@@ -20,8 +21,10 @@ from scipy.optimize import brentq
 from scipy.special import gammaln, log_ndtr
 
 from fedcl.core.errors import ConfigError
+from fedcl.core.renyi import ORDERS as ORDERS
+from fedcl.core.renyi import Renyi, composed
+from fedcl.core.renyi import epsilon_of_divergences as epsilon_of_divergences
 
-ORDERS = (*range(2, 65), 128, 256, 512, 1024)
 INTERVAL = 1e-3
 # A loss distribution has a point for each INTERVAL of the loss. What lies beyond protects nothing,
 # and there the bound by Rényi divergences is as good as any.
@@ -55,10 +58,11 @@ class Charge:
             raise ValueError(f"a mechanism is used 0 times or more, not {self.times!r}")
 
 
-def epsilon(charges: Sequence[Charge], delta: float) -> float:
+def epsilon(charges: Sequence[Charge | Renyi], delta: float) -> float:
     """Returns the least epsilon that is known to hold for all charges together.
 
-    It is exact where nothing is sampled, and else an upper bound, by the privacy loss distribution.
+    It is exact where nothing is sampled, and else an upper bound, by the privacy loss distribution;
+    that of `epsilon_rdp` where a mechanism is known by its Rényi divergences alone.
     The result does not depend on the order of the charges, to the bit.
 
     Args:
@@ -72,10 +76,10 @@ def epsilon(charges: Sequence[Charge], delta: float) -> float:
         ConfigError: Something is sampled, and the package dp-accounting is missing.
         ValueError: `delta` is out of range.
     """
-    return _bound(_canonical(charges), _checked(delta), exact=True)
+    return _bound(_canonical(charges), _checked(delta), exact=True, known=_known(charges))
 
 
-def epsilon_rdp(charges: Sequence[Charge], delta: float) -> float:
+def epsilon_rdp(charges: Sequence[Charge | Renyi], delta: float) -> float:
     """Returns a looser epsilon by Rényi divergences of integer orders; never below `epsilon`.
 
     Source: Mironov, Talwar and Zhang, Rényi differential privacy of the sampled Gaussian mechanism
@@ -89,27 +93,7 @@ def epsilon_rdp(charges: Sequence[Charge], delta: float) -> float:
     Raises:
         ValueError: `delta` is out of range.
     """
-    return _bound(_canonical(charges), _checked(delta), exact=False)
-
-
-def epsilon_of_divergences(
-    divergences: Sequence[float], delta: float, orders: Sequence[int] = ORDERS
-) -> float:
-    """Returns the least epsilon that Rényi divergences of some orders prove.
-
-    Args:
-        divergences: One per order.
-        delta: Above 0 and below 1.
-        orders: Above 1.
-    """
-    found = math.inf
-    for order, divergence in zip(orders, divergences, strict=True):
-        # The distance in variation is at most sqrt(1 - exp(-divergence)): Bretagnolle and Huber.
-        if delta * delta + math.expm1(-divergence) > 0:
-            return 0.0
-        rest = math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
-        found = min(found, divergence + rest)
-    return max(found, 0.0)
+    return _bound(_canonical(charges), _checked(delta), exact=False, known=_known(charges))
 
 
 def _checked(delta: float) -> float:
@@ -118,30 +102,36 @@ def _checked(delta: float) -> float:
     return float(delta)
 
 
-def _canonical(charges: Iterable[Charge]) -> Canonical:
+def _known(charges: Iterable[Charge | Renyi]) -> tuple[float, ...]:
+    return composed(charge for charge in charges if isinstance(charge, Renyi) and charge.times)
+
+
+def _canonical(charges: Iterable[Charge | Renyi]) -> Canonical:
     """Returns (noise multiplier, rate, times) of equal charges together, in order of size."""
     counted: Counter[tuple[float, float]] = Counter()
     for charge in charges:
+        if isinstance(charge, Renyi):
+            continue
         counted[float(charge.noise_multiplier), float(charge.rate)] += charge.times
     return tuple((*key, times) for key, times in sorted(counted.items()) if times)
 
 
 @lru_cache(maxsize=4096)
-def _bound(charges: Canonical, delta: float, exact: bool) -> float:
-    if not charges:
+def _bound(charges: Canonical, delta: float, exact: bool, known: tuple[float, ...]) -> float:
+    if not charges and not known:
         return 0.0
-    if charges[0][0] < NO_NOISE:
+    if charges and charges[0][0] < NO_NOISE:
         return math.inf
     # Sums of Gaussian mechanisms without sampling are one Gaussian mechanism.
     plain = math.sqrt(math.fsum(times * (1 / noise) ** 2 for noise, q, times in charges if q == 1))
     sampled = tuple(charge for charge in charges if charge[1] < 1)
-    if exact and not sampled:
+    if exact and not sampled and not known:
         return _gaussian_epsilon(plain, delta)
-    totals = np.array(ORDERS) * plain**2 / 2
+    totals = np.array(ORDERS) * plain**2 / 2 + np.array(known or 0.0)
     for noise, rate, times in sampled:
         totals = totals + times * _divergences(noise, rate)
     loose = epsilon_of_divergences(totals.tolist(), delta)
-    if not exact or not 0 < loose <= TOO_LARGE:
+    if not exact or known or not 0 < loose <= TOO_LARGE:
         return loose
     losses = [_losses(*charge) for charge in sampled]
     if plain:

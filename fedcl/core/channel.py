@@ -100,9 +100,11 @@ def hides_replies(channel: Channel) -> bool:
 def least_of(channel: Channel) -> int:
     """Returns the fewest clients whose sum a channel hands out; 0 for any number.
 
-    Noise protects the sum of a few as well, and a sum that is withheld would tell their number.
+    Noise of the server's protects the sum of a few as well, and a sum that is withheld would tell
+    their number. Noise that clients bring has to come from enough of them.
     """
-    if mechanism(channel) is not None:
+    protection = mechanism(channel)
+    if protection is not None and protection.shares is None:
         return 0
     return max((int(getattr(step, "least", 0)) for step in channel), default=0)
 

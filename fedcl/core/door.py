@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from fedcl.core.aggregation import Aggregation
 from fedcl.core.audit import Watch
-from fedcl.core.channel import Channel, least_of
+from fedcl.core.channel import Channel
 from fedcl.core.coverage import UNDECLARED, Coverage
 from fedcl.core.engine import Engine
 from fedcl.core.examples import ExampleMechanism
 from fedcl.core.exchange import Exchange
+from fedcl.core.exposure import least_answers
 from fedcl.core.ledger import Ledger
 from fedcl.core.memories import Memories
 from fedcl.core.wire import Vocabulary
@@ -66,15 +67,18 @@ class Door:
     promise: ExampleMechanism | None = None
     coverage: Coverage = UNDECLARED
 
-    def fewest(self, least: int) -> tuple[str, int]:
+    def fewest(self, least: int, program: str, expected: int) -> tuple[str, int]:
         """Returns how many replies an exchange needs, and what says so.
 
         Args:
             least: What the rule that combines them needs.
+            program: Name of the program that makes them.
+            expected: Clients asked on average.
         """
+        channel = least_answers(self.channel, self.channel_state, program, expected)
         bounds = {
             "training.minimum": self.minimum,
-            "the channel's least": least_of(self.channel),
+            "the channel's least": channel,
             "what the rule of [aggregation] needs": least,
         }
         return max(bounds.items(), key=lambda bound: bound[1])

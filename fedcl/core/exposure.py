@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedcl.core.channel import Channel, hides_replies, least_of, mechanism
+from fedcl.core.channel import Channel, hides_replies, least_of, mechanism, mechanism_at
 from fedcl.core.client import Each
 from fedcl.core.errors import ConfigError, ExposureError
+
+
+def least_answers(channel: Channel, states: Sequence[Any], program: str, expected: int) -> int:
+    """Returns the fewest replies whose sum is handed out; 0 for any number.
+
+    Args:
+        channel: The steps.
+        states: Their server halves' states.
+        program: Name of the program whose replies are summed.
+        expected: Clients asked on average.
+    """
+    protection = mechanism_at(channel, states, program, expected)
+    if protection is None or protection.shares is None:
+        return least_of(channel)
+    return max(least_of(channel), protection.shares.least(expected))
 
 
 def check_each(program: str, message: Any, asked: Sequence[int]) -> None:

@@ -194,8 +194,8 @@ class Federation:
         check_each(program_name(program), message, asked)
         check_sum(door.channel, program_name(program), message, clients)
         start = time.perf_counter()
-        bound, fewest = door.fewest(least)
         expected = expected_of(door, self.members, clients)
+        bound, fewest = door.fewest(least, program_name(program), expected)
         request = replace(self._request(position, program, message, reveal, expected), least=fewest)
         results: list[BlockResult] = []
         for result in door.engine.run(request, self._available(position, asked), door.memories):
@@ -236,8 +236,7 @@ class Federation:
                 f"program {program_name(program)!r} has a message for nobody, as nobody was drawn, "
                 "so that the form of its sum is not known: sample a larger cohort"
             )
-        request = self._request(position, program, message, False, expected)
-        request = replace(request, blank=True)
+        request = replace(self._request(position, program, message, False, expected), blank=True)
         return list(self._door.engine.run(request, (id,), self._door.memories))
 
     def _asked(self, clients: Sequence[int] | None) -> tuple[int, ...]:

@@ -8,16 +8,19 @@ combined before sampling is credited (amplification for each of them alone would
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fedcl.core.accounting import Charge, epsilon, epsilon_rdp
 from fedcl.core.banded import coefficients, sensitivity, separation_of
+from fedcl.core.distributed import Discrete, Shares, charge_of
 from fedcl.core.errors import ConfigError
 from fedcl.core.recordledger import RecordLedger
+from fedcl.core.renyi import Renyi, composed
 
+Place = tuple[int, int, int, int]  # stage, round, attempt, exchange: as time goes
 Sampling = Literal["all", "fixed", "poisson", "round_robin"]
 
 
@@ -33,6 +36,8 @@ class Mechanism:
         seeded: Whether anybody can repeat the noise: nothing is claimed then.
         bands: Bands of the matrix that correlates the noise of rounds; 1 for independent noise.
         programs: Names of programs that have a bound of their own.
+        shares: How clients add the noise themselves, in shares of whole numbers; None where the
+            door adds Gaussian noise.
     """
 
     noise_multiplier: float
@@ -42,6 +47,7 @@ class Mechanism:
     seeded: bool = False
     bands: int = 1
     programs: tuple[str, ...] = ()
+    shares: Shares | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,9 @@ class Event:
         noise_multiplier: Of its Gaussian noise.
         sensitivity: Norm to which all that each client sent was clipped.
         draw: Who was asked.
+        attempt: 0, or how often this round was repeated: a repeated one releases anew.
+        discrete: What its noise is, where clients add it as whole numbers: such sums are credited
+            no sampling, and are known by their Rényi divergences alone.
     """
 
     stage: int
@@ -86,14 +95,16 @@ class Event:
     noise_multiplier: float
     sensitivity: float
     draw: Draw
+    attempt: int = 0
+    discrete: Discrete | None = None
 
     @property
-    def place(self) -> tuple[int, int, int]:
+    def place(self) -> Place:
         """Where in the run; a run that is resumed comes there again, with the same noise."""
-        return self.stage, self.round, self.exchange
+        return self.stage, self.round, self.attempt, self.exchange
 
 
-def charges(events: Iterable[Event]) -> list[Charge]:
+def charges(events: Iterable[Event]) -> list[Charge | Renyi]:
     """Returns what events cost a client that takes part in whatever it is asked for.
 
     A fixed-size sample is credited nothing: whether a client is in it depends on the others. In
@@ -102,12 +113,13 @@ def charges(events: Iterable[Event]) -> list[Charge]:
     its first release.
     """
     events = list(events)
+    found = _discrete(event for event in events if event.discrete is not None)
+    events = [event for event in events if event.discrete is None]
     whole = filter(_banded, events)
     banded = {(e.stage, e.noise_multiplier, replace(e.draw, number=0)) for e in whole}
     events = [event for event in events if not _banded(event)]
     drawn: dict[tuple[int, int], list[Event]] = defaultdict(list)
     turns: dict[tuple[int, int, int], dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    found = []
     for event in events:
         draw, strength = event.draw, _strength(event)
         if draw.how == "poisson":
@@ -124,11 +136,40 @@ def charges(events: Iterable[Event]) -> list[Charge]:
         apart = separation_of(draw.members, draw.expected)
         found.append(Charge(multiplier / sensitivity(coefficients(draw.bands), draw.rounds, apart)))
     for (_, members, expected), strengths in turns.items():
-        # Places go on while nothing is asked: a client may be the one asked in each such round.
-        rounds = max(strengths) - min(strengths) + 1
-        times = min(len(strengths), -(-rounds * expected // members))
+        times = _times(strengths, members, expected)
         found.append(Charge(_multiplier(max(strengths.values())), 1.0, times))
     return found
+
+
+def _discrete(events: Iterable[Event]) -> list[Charge | Renyi]:
+    """Returns what sums with discrete noise cost a client: all of them, or one in each turn."""
+    found: Counter[Discrete] = Counter()
+    turns: dict[tuple[int, int, int], dict[int, list[Renyi]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for event in events:
+        assert event.discrete is not None
+        draw = event.draw
+        if draw.how == "round_robin":
+            own = Renyi(event.discrete.divergences())
+            turns[event.stage, draw.members, draw.expected][draw.number].append(own)
+        else:
+            found[event.discrete] += 1
+    costs: list[Charge | Renyi] = [*charge_of(found)]
+    for (_, members, expected), rounds in turns.items():
+        # No turn costs more, at any order, than the dearest at that order.
+        dearest = tuple(map(max, zip(*map(composed, rounds.values()), strict=True)))
+        costs.append(Renyi(dearest, _times(rounds, members, expected)))
+    return costs
+
+
+def _times(rounds: Collection[int], members: int, expected: int) -> int:
+    """Returns how often a client's turn can come in some rounds of a stage.
+
+    Places go on while nothing is asked: a client may be the one asked in each of these rounds.
+    """
+    span = max(rounds) - min(rounds) + 1
+    return min(len(rounds), -(-span * expected // members))
 
 
 def _banded(event: Event) -> bool:
@@ -157,11 +198,11 @@ class Ledger:
     """
 
     keep: Callable[[Event], None] = lambda event: None
-    events: dict[tuple[int, int, int], Event] = field(default_factory=dict)
+    events: dict[Place, Event] = field(default_factory=dict)
     bare: set[str] = field(default_factory=set)
     note: Callable[[str], None] = lambda channel: None
     records: RecordLedger = field(default_factory=RecordLedger)
-    _last: tuple[int, int, int] = field(default=(-1, -2, -1), init=False)
+    _last: Place = field(default=(-1, -2, -1, -1), init=False)
 
     @property
     def releases(self) -> int:
@@ -185,7 +226,8 @@ class Ledger:
                 place lies behind: what was released there would be released with the same noise
                 once more.
         """
-        if event.place <= self._last:
+        # No count decides on a release of the server's noise, so that no such round is repeated.
+        if event.place <= self._last or (event.attempt and event.discrete is None):
             raise ConfigError(
                 f"program {event.channel!r} asks for a second release at stage {event.stage}, "
                 f"round {event.round}, exchange {event.exchange}, which would have the noise of "

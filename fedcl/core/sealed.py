@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from fedcl.core.channel import Aggregate
+from fedcl.core.distributed import in_ring
 from fedcl.core.engine import BlockResult, Engine, Request
 from fedcl.core.errors import ExposureError
 from fedcl.core.exchange import add_block
@@ -37,10 +38,12 @@ class Sealed:
     Attributes:
         inner: The engine that runs the clients.
         least: Fewest clients whose total is handed out.
+        bits: Totals are handed out modulo 2**bits; 0 for as they are.
     """
 
     inner: Engine
     least: int = 0
+    bits: int = 0
 
     def open(self, site: Site, launch: Mapping[str, Any]) -> None:
         """Opens the inner engine."""
@@ -82,6 +85,9 @@ class Sealed:
             total = Aggregate(zeros, 0.0, 0)
         elif len(answered) < max(self.least, request.least):
             total = None
+        elif total is not None and self.bits:
+            ring = {name: in_ring(value, self.bits) for name, value in total.total.items()}
+            total = replace(total, total=ring)
         return BlockResult(
             ids=answered,
             total=None if total is None else replace(total, metrics={}),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable
 
-from fedcl.core.ledger import Event, Ledger
+from fedcl.core.ledger import Event, Ledger, Place
 
 
 def client_task(ledger: Ledger, delta: float) -> float:
@@ -27,7 +27,7 @@ def client_round(ledger: Ledger, delta: float) -> float:
 
 
 def _largest(ledger: Ledger, delta: float, unit: Callable[[Event], Hashable]) -> float:
-    parts: dict[Hashable, set[tuple[int, int, int]]] = defaultdict(set)
+    parts: dict[Hashable, set[Place]] = defaultdict(set)
     for place, event in ledger.events.items():
         parts[unit(event)].add(place)
     found = [
