@@ -20,6 +20,7 @@ from fedcl.core.client import Model
 from fedcl.core.engine import Position, Request
 from fedcl.core.errors import ConfigError, FedclError
 from fedcl.core.local import Local, cross_entropy
+from fedcl.core.noise import secret_root
 from fedcl.core.params import copy
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
@@ -57,7 +58,8 @@ def _fastest(experiment: Experiment, site: Site) -> dict[str, Any]:
     members = stream.members(0)
     ids = tuple(int(members[k]) for k in range(min(site.fold, len(members))))
     start = Model(copy(dict(site.model.named_parameters())))
-    request = Request(Position(0, 0, 0), Local(cross_entropy), start)
+    # A trainer that hides examples wants keys; what it computes here is thrown away.
+    request = Request(Position(0, 0, 0), Local(cross_entropy), start, secret=secret_root())
     candidates = [Batching("loop", len(ids))] + [
         Batching(path, block)
         for path in _PATHS[1:]
