@@ -13,7 +13,15 @@ from typing import Any
 
 from fedcl import metrics
 from fedcl.core.errors import ConfigError
-from fedcl.reporting import figures, group_figures, leaks, loss_figures, privacy_figures, samples
+from fedcl.reporting import (
+    figures,
+    group_figures,
+    leaks,
+    loss_figures,
+    privacy_figures,
+    reconstructions,
+    samples,
+)
 from fedcl.reporting.findings import told
 from fedcl.reporting.formulas import DIFFERENCES, METRICS, reason, scenarios
 from fedcl.reporting.groups import (
@@ -39,7 +47,7 @@ from fedcl.reporting.views import (
 
 _FIGURES = (
     *("accuracy_matrix", "leak_matrix", "accuracy_by_task", "forgetting", "losses", "samples"),
-    *("clients", "epsilon", "traffic"),
+    *("clients", "epsilon", "traffic", "reconstructions"),
 )
 _COMPARISON_FIGURES = tuple(
     f"comparison_{name}" for name in ("stages", "rounds", "forgetting", "privacy", "traffic")
@@ -67,6 +75,9 @@ def write_report(run: Path) -> Path:
     leak = leaks.read_leaks(done.path)
     if leak is not None:
         images["leak_matrix"] = leaks.leak_matrix(leak)
+    inverted = reconstructions.read_reconstructions(done.path)
+    if inverted is not None and inverted.strips:
+        images["reconstructions"] = reconstructions.reconstructions(inverted.strips)
     page = render(
         title=f"{done.summary['method']} on {done.summary['stream']}",
         images=images,
@@ -80,6 +91,7 @@ def write_report(run: Path) -> Path:
         own_clients=own_clients,
         drawn=chosen,
         leak=leak,
+        inverted=inverted,
         findings=list(told(done.summary)),
         command=shlex.join(map(str, done.summary.get("command") or ())),
     )

@@ -1,15 +1,16 @@
 """What does each method send? The same attacks on the payloads of every method in `methods/`.
 
-Run: python simulations/what_methods_send.py [--seeds 0 1 2] [--shadows 8] [--only-table]
+Run: python simulations/what_methods_send.py [--seeds 0 1 2] [--shadows 16] [--only-table]
 
 Split digits, class-incremental: five tasks of two digits, ten clients that share each task by a
 Dirichlet distribution (0.5), two rounds of two passes a task; each method by its name alone (`cfed`
 with a twentieth of the data public). Audits `inversion` and `classes` look at the replies of a
 stage's first round, and of its beginning and end, as they leave the clients; then at the sums that
 a server receives under secure aggregation, and under client-level differential privacy with a noise
-multiplier of 1 for each release. Membership of the first task's records after the last stage is
-attacked with the first seed alone, by repeats (audit `membership`); methods whose servers train
-generators or invert gradients would take hours there and are left out.
+multiplier of 1 for each release. Membership of the first task's records, told from the global model
+after the first and the last stage, is attacked with the first seed alone, by repeats (audit
+`membership`); methods whose servers train generators or invert gradients would take an hour there
+and are left out. Runs can be stopped and go on; several processes may share them.
 """
 
 from __future__ import annotations
@@ -56,7 +57,12 @@ CHANNELS: Mapping[str, Mapping[str, Any]] = {
     "secure aggregation": {"name": "secure_aggregation"},
     "client-level DP, z = 1": {"name": "central_dp", "noise_multiplier": 1.0, "delta": 1e-3},
 }
-BY_DESIGN = {("glfc", "gradients"): "leaks by design", ("joint", "model"): "trains on all stages"}
+NOTES = {
+    ("glfc", "gradients"): "leaks by design: its own server reconstructs",
+    ("joint", "model"): "of all stages so far",
+    ("fedcbdr", "features"): "their Gram matrix, for who knows the shared rotation",
+    ("analytic", "gram"): "of features, not of inputs",
+}
 SLOW = ("glfc", "lander", "mfcl", "target")
 AUDITS = ({"name": "inversion", "clients": 3, "iterations": 100}, {"name": "classes"})
 
@@ -64,14 +70,16 @@ AUDITS = ({"name": "inversion", "clients": 3, "iterations": 100}, {"name": "clas
 def main(words: list[str]) -> None:
     """Runs what is not finished yet, and prints the tables of what there is."""
     parser = arguments(__doc__ or "", "what_methods_send")
-    parser.add_argument("--shadows", type=int, default=8, help="repeats; 0 for no membership")
+    parser.add_argument("--shadows", type=int, default=16, help="repeats; 0 for no membership")
     parser.add_argument("--only-table", action="store_true", help="of what is finished")
     args = parser.parse_args(words)
     if args.smoke:
         with tempfile.TemporaryDirectory() as folder:
-            study(Path(folder), [0], 8, SMOKE, QUICK)
+            study(Path(folder), [0], 8, SMOKE, QUICK, QUICK[:1])
         return
-    study(args.out, args.seeds, args.shadows, {}, available("methods"), args.only_table)
+    methods = available("methods")
+    asked = [name for name in methods if name not in SLOW] if args.shadows else []
+    study(args.out, args.seeds, args.shadows, {}, methods, asked, args.only_table)
 
 
 def study(
@@ -80,18 +88,18 @@ def study(
     shadows: int,
     changes: Mapping[str, Any],
     methods: Sequence[str],
+    shadowed: Sequence[str],
     only_table: bool = False,
 ) -> None:
     """Runs each row for each seed; several processes may share them."""
     cells = planned(seeds, changes, methods)
-    asked = [m for m in methods if m not in SLOW] if shadows else []
-    shadow = {m: _membership(m, seeds[0], shadows, changes) for m in asked}
+    shadow = {name: _membership(name, seeds[0], shadows, changes) for name in shadowed}
     if not only_table:
         fast = [row for row in cells if row.split(",")[0] not in SLOW]
         slow = [row for row in cells if row not in fast]
         work([cells[row][k] for k in range(len(seeds)) for row in fast], out)
-        work(list(shadow.values()), out)
-        work([cells[row][k] for k in range(len(seeds)) for row in slow], out)
+        work([cells[row][0] for row in slow] + list(shadow.values()), out)
+        work([cells[row][k] for k in range(1, len(seeds)) for row in slow], out)
     table(cells, shadow, out)
 
 
@@ -142,12 +150,12 @@ def table(cells: Mapping[str, Sequence[Cell]], shadow: Mapping[str, Cell], out: 
             attacked = [r for r in inversions if r["payload"] == payload]
             told = [r for r in classes if r["payload"] == payload]
             size = f"{sent[payload] / len(done) / 1000:.1f}"
-            note = BY_DESIGN.get((row, payload), "")
+            note = NOTES.get((row, payload), "")
             lines.append([row, payload, size, *_images(attacked), *_told(told), area, note])
             area = ""
     headings = ["method", "payload", "kB up", "attack", "best PSNR (mean image)"]
     headings += ["examples above 25 dB %", "span AUC", "classes F1 (coin)"]
-    headings += ["labels named rightly (guess)", "membership AUC", ""]
+    headings += ["labels named rightly (guess)", "membership AUC", "note"]
     show("What methods send, and what comes back from it", headings, lines, out)
 
 
@@ -214,7 +222,7 @@ def _told(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _area(cell: Cell | None, out: Path) -> str:
-    """Returns LiRA's area for the first task's records after the last stage, with its interval."""
+    """Returns LiRA's area for the first task's records after the first and the last stage."""
     if cell is None or summary_of(cell, out) is None:
         return ""
     rows = [
@@ -222,10 +230,8 @@ def _area(cell: Cell | None, out: Path) -> str:
         for row in _csv(out / cell.name / "audit" / "membership.csv")
         if (row["task"], row["statistic"]) == ("0", "lira")
     ]
-    last = max(rows, key=lambda row: int(row["stage"]))
-    return "{:.3f} ({:.3f} to {:.3f})".format(
-        *(float(last[key]) for key in ("auc", "auc_low", "auc_high"))
-    )
+    rows.sort(key=lambda row: int(row["stage"]))
+    return f"{float(rows[0]['auc']):.3f} → {float(rows[-1]['auc']):.3f}"
 
 
 if __name__ == "__main__":

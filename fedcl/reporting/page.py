@@ -14,9 +14,10 @@ from jinja2 import Environment, StrictUndefined
 
 from fedcl.core.errors import ConfigError
 from fedcl.reporting import text
+from fedcl.reporting.reconstructions import decibels
 from fedcl.reporting.style import DPI
 
-_FILTERS = (text.percent, text.points, text.volume, text.duration, text.count)
+_FILTERS = (decibels, text.percent, text.points, text.volume, text.duration, text.count)
 
 
 def render(images: Mapping[str, bytes], **context: Any) -> str:
