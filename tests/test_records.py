@@ -51,3 +51,26 @@ def test_every_method_runs_with_an_exact_epsilon_or_is_refused_by_name(name: str
     record = fedcl.run(experiment)
     assert 0 < record.summary["epsilon"] < math.inf
     assert all(math.isfinite(float(v.abs().sum())) for v in record.params.values())
+
+
+# --- What a noised statistic may look like. ---
+
+DROWNED = ("analytic", "cuber", "ewc", "fot", "gpm", "kron", "lander", "mas", "mfcl", "target")
+
+
+@pytest.mark.parametrize("name", DROWNED)
+@pytest.mark.parametrize("clip", [1e-3, 1e5])
+def test_methods_stay_finite_with_statistics_that_are_noise(name: str, clip: float) -> None:
+    names = ("correlations", "fisher", "gram", "moments", "sensitivity")
+    clips = {"clips": dict.fromkeys(names, clip)}
+    changes = {"method.name": name, "training.rounds": 1, "stream.tasks": 4, "training.cohort": 0}
+    cheap: dict[str, dict[str, Any]] = {
+        "analytic": {"method.balance": "expected"},
+        "lander": {"method.steps": 2, "method.images": 32, "stream.tasks": 2},
+        "mfcl": {"method.steps": 2, "stream.tasks": 2},
+        "target": {"method.steps": 2, "method.images": 32, "stream.tasks": 2},
+    }
+    changes |= cheap.get(name, {})
+    record = fedcl.run(private(changes, clip=1e-3, noise_multiplier=20.0, **clips))
+    assert all(math.isfinite(float(v.abs().sum())) for v in record.params.values())
+    assert all(math.isfinite(row["value"]) for row in record.evaluations)

@@ -171,7 +171,8 @@ def balanced(
     """
     counts, cross = sums["counts/head"], sums["cross/head"].clone()
     gram = unpack(sums["gram/head"])
-    for c in counts.nonzero().flatten().tolist():
+    # Of a noisy number of examples nothing below one is a class that was met.
+    for c in (counts >= 1).nonzero().flatten().tolist():
         lacking = round(float(counts.max() - counts[c]))
         mean = sums["cross/head"][:, c] / counts[c]
         variance = (sums["squares/head"][:, c] / counts[c] - mean.square()).clamp(min=0.0)

@@ -31,15 +31,17 @@ def guarded_parameters(model: nn.Module, head: Head, scenario: ScenarioKind) -> 
 def grown_importance(old: Params, sums: Params, kind: str, decay: float = 1.0) -> dict[str, Tensor]:
     """Returns `decay * old` plus the mean over all examples of what was measured, in float64.
 
+    What is measured may be noisy: below 0 nothing matters, and a count is of one example at least.
+
     Args:
         old: Importance so far; without any it is 0.
         sums: Sums over clients, with `count/n`.
         kind: What was measured: the tensors `kind/<parameter>`.
         decay: How much of the old one stays.
     """
-    count = sums["count/n"].double()
+    count = sums["count/n"].double().clamp(min=1.0)
     new = {
-        name.removeprefix(f"{kind}/"): value.double() / count
+        name.removeprefix(f"{kind}/"): value.double().clamp(min=0.0) / count
         for name, value in sums.items()
         if name.startswith(f"{kind}/")
     }

@@ -103,8 +103,8 @@ def moments_of(net: Net, images: Tensor) -> dict[str, Tensor]:
 
 
 def means(sums: Params) -> dict[str, Tensor]:
-    """Returns sums of `ChannelMoments` divided by their number of examples."""
-    count = sums["count/examples"].double()
+    """Returns sums of `ChannelMoments` divided by their number of examples, which may be noisy."""
+    count = sums["count/examples"].double().clamp(min=1.0)
     return {k: v.double() / count for k, v in sums.items() if k.startswith("moments/")}
 
 

@@ -25,6 +25,7 @@ from fedcl.core.local import Local, Loss, Penalty, Project
 from fedcl.core.model import Net
 from fedcl.core.noise import key_of
 from fedcl.core.params import Params
+from fedcl.core.privatestatistic import noise_in
 from fedcl.core.recordrelease import charge
 from fedcl.core.release import draw_of, expected_of, nothing_of, release
 from fedcl.core.seeds import numpy_generator, seed_of
@@ -135,10 +136,9 @@ class Federation:
             for name, number in total.metrics.items()
             if total.weight > 0
         }
-        total = Aggregate(
-            settle(dict(total.total), self.device), total.weight, total.count, metrics
-        )
-        door = self._door
+        door, tensors = self._door, settle(dict(total.total), self.device)
+        noise = noise_in(door.promise, program, total.count)
+        total = Aggregate(tensors, total.weight, total.count, metrics, noise)
         if protection is not None and draw is not None:
             total = release(door, protection, draw, position, name, total)
         elif total.count:

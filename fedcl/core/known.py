@@ -61,7 +61,7 @@ def known_now(
     """
     statistic = Statistic(ChannelMoments(), "moments", exact=("count",))
     sums = fed.aggregate(statistic, Model(params), clients=fed.members).sum
-    count, found, heads = float(sums["count/examples"]), means(sums), None
+    count, found, heads = max(1.0, float(sums["count/examples"])), means(sums), None
     if found[INPUT].dim() != 4:
         raise ConfigError(
             "generative replay draws images (channels, height, width), but this stream's inputs "

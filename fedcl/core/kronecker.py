@@ -152,7 +152,8 @@ def extended(fisher: Fisher | None, sums: Params, name: str) -> Fisher:
     def factor(kind: str, before: Factor | None) -> Factor:
         if f"{kind}/{name}" not in sums:
             return identity(sums["count/n"])
-        return grown(before, sums[f"{kind}/{name}"].double() / sums["count/n"])
+        # Noise that protects may leave less than one example.
+        return grown(before, sums[f"{kind}/{name}"].double() / sums["count/n"].clamp(min=1.0))
 
     return Fisher(
         factor("input_moments", None if fisher is None else fisher.inputs),

@@ -9,9 +9,9 @@ and norms inside a statistic are noised like all else, so a method must not rely
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,34 +22,11 @@ from fedcl.core.examples import ExampleMechanism
 from fedcl.core.model import Net
 from fedcl.core.noise import gaussian
 from fedcl.core.params import Params
+from fedcl.core.rowparts import weighed
 from fedcl.core.statistic import Statistic
 from fedcl.core.task import ClientTask, Examples
 
 _KEPT_BELOW = 1.0 - 2.0**-40  # room for the rounding of norms and factors
-
-
-class Apart(Protocol):
-    """A measure that knows the norms of its rows' parts without writing these out."""
-
-    def weighed(
-        self,
-        net: Net,
-        rows: Examples,
-        task: ClientTask,
-        message: Any,
-        factors: Callable[[Tensor], Tensor],
-    ) -> Params:
-        """Returns the sums over rows of factor times part.
-
-        Args:
-            net: The network with the message's parameters.
-            rows: Examples.
-            task: As the measure gets it.
-            message: As the measure gets it.
-            factors: (n,) float64 squared norms of the rows' parts -> (n,) float64 factors; a row
-                whose factor is 0 must add exact zeros, whatever it holds.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -96,9 +73,17 @@ def clip_of(promise: ExampleMechanism, name: str) -> float:
     return float(promise.clips.get(name, promise.clip))
 
 
-def noise_of(promise: ExampleMechanism, name: str, clients: int) -> float:
-    """Returns the standard deviation of the noise in each number of a sum over clients."""
-    return promise.noise_multiplier * clip_of(promise, name) * math.sqrt(clients)
+def noise_in(promise: ExampleMechanism | None, program: object, clients: int) -> float:
+    """Returns the standard deviation of the noise in each number of a statistic over clients.
+
+    Args:
+        promise: What the trainer promises, or None: then there is none.
+        program: What clients ran; of training no such number is known, and 0 is told.
+        clients: How many answered.
+    """
+    if promise is None or not isinstance(program, Statistic):
+        return 0.0
+    return promise.noise_multiplier * clip_of(promise, program.name) * math.sqrt(clients)
 
 
 def bounded_sums(
@@ -112,7 +97,7 @@ def bounded_sums(
     """Returns the sums over rows of their parts, each clipped to a norm, in float64.
 
     A part that holds a NaN or an infinity counts as zeros. What is no floating number is counted as
-    one: it would go up without noise otherwise.
+    one: it would go up without noise otherwise. Names and shapes do not depend on the data.
 
     Args:
         statistic: What is measured.
@@ -122,32 +107,43 @@ def bounded_sums(
         message: What came down.
         clip: The largest norm of a part.
     """
-    total: dict[str, Tensor] = {}
+    form = _form(statistic, net, data, task, message)
+    total = {name: torch.zeros_like(value) for name, value in form.items()}
+
+    def factors(squares: Tensor) -> Tensor:
+        sizes = squares.sqrt()
+        found = (clip * _KEPT_BELOW / sizes).clamp(max=1.0)
+        return torch.where(torch.isfinite(sizes), found, 0.0)
 
     def add(parts: Mapping[str, Tensor]) -> None:
         for name, value in parts.items():
-            total[name] = total[name] + value if name in total else value
+            if name in form and value.shape == form[name].shape:
+                total[name] += value
 
-    measure = statistic.measure
-    apart: Apart | None = measure if hasattr(measure, "weighed") else None
-    if apart is not None:
-
-        def factors(squares: Tensor) -> Tensor:
-            sizes = squares.double().sqrt()
-            found = (clip * _KEPT_BELOW / sizes).clamp(max=1.0)
-            return torch.where(torch.isfinite(sizes), found, 0.0)
-
-        numbers = torch.arange(len(data), device=data.y.device)
-        for some in numbers.split(statistic.rows):
-            add(_wide(apart.weighed(net, data.take(some), task, message, factors)))
-        return total
-    for row in range(len(data)):
-        part = measure(net, data.part(row, row + 1), task, message)
-        add(clipped(_wide(part), clip * _KEPT_BELOW))
-    if not total:  # no row gives the form, and only that
-        part = measure(net, data.part(0, 0), task, message)
-        add({name: torch.zeros_like(value) for name, value in _wide(part).items()})
+    for some in torch.arange(len(data), device=data.y.device).split(statistic.rows):
+        rows = data.take(some)
+        sums = weighed(statistic.measure, net, rows, task, message, factors)
+        if sums is not None:
+            add(_wide(sums))
+            continue
+        for row in range(len(rows)):
+            part = statistic.measure(net, rows.part(row, row + 1), task, message)
+            add(clipped(_wide(part), clip * _KEPT_BELOW))
     return total
+
+
+def _form(
+    statistic: Statistic, net: Net, data: Examples, task: ClientTask, message: Any
+) -> dict[str, Tensor]:
+    """Returns tensors of the names and shapes that a reply has, whatever the data hold.
+
+    They are those of a made-up row: a name that only some rows bring would tell of them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((1, *data.x.shape[1:]), generator=generator).to(data.x)
+    extra = {name: column.new_zeros((1, *column.shape[1:])) for name, column in data.extra.items()}
+    made_up = Examples(x, data.y.new_zeros(1), extra)
+    return _wide(statistic.measure(net, made_up, task, message))
 
 
 def _wide(parts: Params) -> dict[str, Tensor]:

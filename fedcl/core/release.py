@@ -119,7 +119,7 @@ def release(
     seen = Release(position, program, total.total, noised, scale, mechanism, draw)
     for watch in door.watches:
         watch.released(seen)
-    spread = scale * _growth(draw, position)
+    spread = math.hypot(scale * _growth(draw, position), total.noise)
     return Aggregate(noised, float(draw.expected), draw.expected, noise=spread)
 
 
