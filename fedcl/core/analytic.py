@@ -20,6 +20,7 @@ from fedcl.core.layers import head_inputs
 from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.core.seeds import torch_generator
+from fedcl.core.spectra import above_noise, noise_edge, significant
 from fedcl.core.subspace import pack, unpack
 from fedcl.core.task import ClientTask, Examples
 
@@ -124,30 +125,39 @@ def add_sums(sums: Params, more: Params) -> dict[str, Tensor]:
     return {name: sums[name] + value if name in sums else value for name, value in more.items()}
 
 
-def ridge(sums: Params, gamma: float) -> Tensor:
+def ridge(sums: Params, gamma: float, noise: float = 0.0) -> Tensor:
     """Returns the (m, classes) weights W that solve (H^T H + gamma I) W = H^T Y.
 
     Noise that protects clients may leave a Gram matrix with negative eigenvalues, which no examples
-    have: they count as 0.
+    have: they count as 0, and so do all that noise alone may have. The penalty is then at least as
+    strong as these, since what it leaves of the correlation with the classes is noise too.
 
     Args:
         sums: What `Correlations` measured.
         gamma: Strength of the penalty, above 0.
+        noise: Standard deviation of the noise in each number of the sums.
 
     Raises:
         ValueError: Rounding hides the penalty, so that there is no one solution.
     """
     gram = unpack(sums["gram/head"].double())
+    gamma = max(gamma, noise_edge(noise, len(gram)))
     gram.diagonal().add_(gamma)
     factor, failed = torch.linalg.cholesky_ex(gram)
     # A pivot is what its regressor has beside the others, at least gamma.
     least = len(gram) * torch.finfo(gram.dtype).eps * gram.diagonal()
-    if int(failed) or bool((factor.diagonal().square() <= least).any()):
+    if noise or int(failed) or bool((factor.diagonal().square() <= least).any()):
         values, vectors = torch.linalg.eigh(gram)
         # The sum of examples has no eigenvalue below gamma but by rounding.
-        if values[0] < gamma - len(gram) * torch.finfo(gram.dtype).eps * values.abs().max():
+        if (
+            noise
+            or values[0] < gamma - len(gram) * torch.finfo(gram.dtype).eps * values.abs().max()
+        ):
             turned = vectors.T @ sums["cross/head"].double()
-            solved: Tensor = vectors @ (turned / values.clamp(min=gamma)[:, None])
+            sizes = values.clamp(min=gamma)
+            if noise:
+                sizes = above_noise(values - gamma, noise) + gamma
+            solved: Tensor = vectors @ (turned / sizes[:, None])
             return solved
         raise ValueError(
             f"gamma = {gamma} is lost in the rounding of the features' Gram matrix: raise it"
@@ -156,7 +166,10 @@ def ridge(sums: Params, gamma: float) -> Tensor:
 
 
 def balanced(
-    sums: Params, how: Literal["expected", "drawn"], generator: torch.Generator | None = None
+    sums: Params,
+    how: Literal["expected", "drawn"],
+    generator: torch.Generator | None = None,
+    noise: float = 0.0,
 ) -> dict[str, Tensor]:
     """Returns sums in which every class that was met has as many examples as the largest.
 
@@ -168,11 +181,13 @@ def balanced(
         how: `drawn` adds drawn pseudo-examples, `expected` what they give in expectation: for a
             class that lacks r examples, r (diag(variance) + mean mean^T) and r mean.
         generator: Where to draw from, on the CPU.
+        noise: Standard deviation of the noise in each number: a class that it may have made up
+            counts as not met.
     """
     counts, cross = sums["counts/head"], sums["cross/head"].clone()
     gram = unpack(sums["gram/head"])
     # Of a noisy number of examples nothing below one is a class that was met.
-    for c in (counts >= 1).nonzero().flatten().tolist():
+    for c in (significant(counts, noise) >= 1).nonzero().flatten().tolist():
         lacking = round(float(counts.max() - counts[c]))
         mean = sums["cross/head"][:, c] / counts[c]
         variance = (sums["squares/head"][:, c] / counts[c] - mean.square()).clamp(min=0.0)
@@ -182,8 +197,8 @@ def balanced(
             continue
         for start in range(0, lacking, ROWS):
             shape = min(ROWS, lacking - start), len(mean)
-            noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(mean.device)
-            h = mean + variance.sqrt() * noise
+            drawn = torch.randn(shape, generator=generator, dtype=torch.float64).to(mean.device)
+            h = mean + variance.sqrt() * drawn
             gram += h.T @ h
             cross[:, c] += h.sum(0)
     return {**sums, "gram/head": pack(gram), "cross/head": cross}

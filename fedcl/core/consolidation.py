@@ -16,6 +16,7 @@ from fedcl.core.importance import Consolidated, Question, WeightedPull, weighted
 from fedcl.core.layers import Head, guarded_layers, protected_layers
 from fedcl.core.local import Loss
 from fedcl.core.params import Params
+from fedcl.core.spectra import significant
 from fedcl.core.statistic import Statistic
 from fedcl.core.task import ScenarioKind
 
@@ -28,7 +29,9 @@ def guarded_parameters(model: nn.Module, head: Head, scenario: ScenarioKind) -> 
     return tuple(name for name in names if name.rpartition(".")[0] not in layers)
 
 
-def grown_importance(old: Params, sums: Params, kind: str, decay: float = 1.0) -> dict[str, Tensor]:
+def grown_importance(
+    old: Params, sums: Params, kind: str, decay: float = 1.0, noise: float = 0.0
+) -> dict[str, Tensor]:
     """Returns `decay * old` plus the mean over all examples of what was measured, in float64.
 
     What is measured may be noisy: below 0 nothing matters, and a count is of one example at least.
@@ -38,10 +41,11 @@ def grown_importance(old: Params, sums: Params, kind: str, decay: float = 1.0) -
         sums: Sums over clients, with `count/n`.
         kind: What was measured: the tensors `kind/<parameter>`.
         decay: How much of the old one stays.
+        noise: Standard deviation of the noise in each number: what it may have made up counts as 0.
     """
-    count = sums["count/n"].double().clamp(min=1.0)
+    count = sums["count/n"].double().clamp(min=max(1.0, 3.0 * noise))
     new = {
-        name.removeprefix(f"{kind}/"): value.double().clamp(min=0.0) / count
+        name.removeprefix(f"{kind}/"): significant(value.double().clamp(min=0.0), noise) / count
         for name, value in sums.items()
         if name.startswith(f"{kind}/")
     }
@@ -84,7 +88,7 @@ def consolidated(
     """
     if not names:
         return state
-    sums = fed.aggregate(statistic, Question(state.params, names), clients=fed.members).sum
-    importance = grown_importance(state.importance, sums, statistic.name, decay)
+    found = fed.aggregate(statistic, Question(state.params, names), clients=fed.members)
+    importance = grown_importance(state.importance, found.sum, statistic.name, decay, found.noise)
     anchor = {name: state.params[name] for name in names}
     return replace(state, anchor=anchor, importance=importance)

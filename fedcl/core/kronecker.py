@@ -21,7 +21,8 @@ from fedcl.core.layers import append_one, layer_inputs, layer_signals
 from fedcl.core.local import masked_logits
 from fedcl.core.model import Net
 from fedcl.core.params import Params
-from fedcl.core.subspace import layer_matrix, map_layers, pack, unpack
+from fedcl.core.spectra import cleaned
+from fedcl.core.subspace import layer_matrix, map_layers, pack
 from fedcl.core.task import ClientTask, Examples
 
 
@@ -128,32 +129,34 @@ def identity(like: Tensor) -> Factor:
     )
 
 
-def grown(factor: Factor | None, packed: Tensor) -> Factor:
+def grown(factor: Factor | None, packed: Tensor, noise: float = 0.0) -> Factor:
     """Returns a factor with another packed moment added to it.
 
-    What is added may be noisy: eigenvalues below 0 are none.
+    What is added may be noisy: eigenvalues below 0, or within noise that is known, are none.
     """
-    matrix = unpack(packed.double())
+    matrix = cleaned(packed.double(), noise)
     if factor is not None:
         matrix = matrix + (factor.vectors * factor.values) @ factor.vectors.T
     values, vectors = torch.linalg.eigh(matrix)
     return Factor(vectors, values.clamp(min=0.0))
 
 
-def extended(fisher: Fisher | None, sums: Params, name: str) -> Fisher:
+def extended(fisher: Fisher | None, sums: Params, name: str, noise: float = 0.0) -> Fisher:
     """Returns a layer's Fisher information with the mean moments of one more stage added to it.
 
     Args:
         fisher: That of the stages before, or None.
         sums: Summed `KroneckerMoments`; a moment that was not asked for is the identity.
         name: Name of the weight.
+        noise: Standard deviation of the noise in each number.
     """
+    # Noise that protects may leave less than one example.
+    count = sums["count/n"].clamp(min=max(1.0, 3.0 * noise))
 
     def factor(kind: str, before: Factor | None) -> Factor:
         if f"{kind}/{name}" not in sums:
             return identity(sums["count/n"])
-        # Noise that protects may leave less than one example.
-        return grown(before, sums[f"{kind}/{name}"].double() / sums["count/n"].clamp(min=1.0))
+        return grown(before, sums[f"{kind}/{name}"].double() / count, noise / float(count))
 
     return Fisher(
         factor("input_moments", None if fisher is None else fisher.inputs),

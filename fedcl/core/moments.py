@@ -1,10 +1,9 @@
 """Second moments of layer inputs: what clients send of them, and the basis that their sum extends.
 
-Gradients of the loss, which are sums over examples too, may come with them.
-
-Every layer's residual inputs R (rows, d), those outside the basis so far, give a Gram matrix R^T R,
-or a sketch R^T G with a random matrix G (rows, columns) that the client draws and never shows. Both
-only need to be summed (Bakman et al., ICLR 2024, section 4.2; the Gram matrix is exact).
+Gradients of the loss may come with them. Every layer's residual inputs R (rows, d), those outside
+the basis so far, give a Gram matrix R^T R, or a sketch R^T G with a random matrix G (rows, columns)
+that the client draws and never shows. Both only need to be summed (Bakman et al., ICLR 2024,
+section 4.2; the Gram matrix is exact).
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from fedcl.core.local import CrossEntropy
 from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.core.seeds import torch_generator
+from fedcl.core.spectra import above_noise, above_noise_singular, seen_rank
 from fedcl.core.subspace import extend, layer_matrix, needed_rank, pack, residual, unpack
 from fedcl.core.task import ClientTask, Examples
 
@@ -186,6 +186,7 @@ def extended_basis(
     energy: float,
     rule: Literal["energy", "paper_code"],
     rounding: float,
+    noise: float = 0.0,
 ) -> Tensor:
     """Returns a layer's basis, extended until it holds a share of the new inputs' energy.
 
@@ -200,32 +201,37 @@ def extended_basis(
         energy: Share of the inputs' energy that the basis must hold.
         rule: What rho is.
         rounding: Relative rounding of what travelled.
+        noise: Deviation of the noise in each number, above which only the `energy` rule is taken.
     """
     count, inputs, rest, rho = sums[f"norms/{name}"].double().tolist()
     if f"gram/{name}" in sums:
         values, vectors = torch.linalg.eigh(unpack(sums[f"gram/{name}"].double()))
-        values, vectors, power = values.flip(0), vectors.flip(1), 1
+        values, vectors, power = above_noise(values, noise).flip(0), vectors.flip(1), 1
     else:
         vectors, values, _ = torch.linalg.svd(sums[f"sketch/{name}"].double(), full_matrices=False)
-        power = 2
+        values, power = above_noise_singular(values, noise, *sums[f"sketch/{name}"].shape), 2
     # What travels is rounded: values this small are noise, in nobody's directions.
     values = values * (values > rounding * values.norm())
     old = basis if basis is not None else vectors[:, :0]
+    if noise:
+        known = float(power == 1)  # the scale of a sketch is another one
+        rank = seen_rank(values**power, known * rest, known * inputs, energy)
+        return extend(old, vectors[:, :rank])
     # Rounding leaves a residual of about 1e-7 of the norm: that is nothing new.
     if rest <= 1e-10 * inputs:
         return old
     part, whole = (rest, inputs) if rule == "energy" else (rho, count)
-    # Noise that protects clients may drown these sums: then nothing new is known.
     if part <= 0 or whole <= 0:
         return old
-    ratio = part / whole
-    rank = needed_rank(values**power, 1.0 - (1.0 - energy) / ratio)
+    rank = needed_rank(values**power, 1.0 - (1.0 - energy) / (part / whole))
     if rule == "paper_code":
         rank = max(rank, 1)
     return extend(old, vectors[:, :rank])
 
 
-def grown_basis(gram: Tensor, basis: Tensor | None, energy: float, rounding: float) -> Tensor:
+def grown_basis(
+    gram: Tensor, basis: Tensor | None, energy: float, rounding: float, noise: float = 0.0
+) -> Tensor:
     """Returns what `extended_basis` does, from a Gram matrix of whole inputs instead of residuals.
 
     A server that asks for these needs to send no basis.
@@ -235,6 +241,7 @@ def grown_basis(gram: Tensor, basis: Tensor | None, energy: float, rounding: flo
         basis: (d, k) basis so far, or None.
         energy: Share of the inputs' energy that the basis must hold.
         rounding: Relative rounding of what travelled.
+        noise: Standard deviation of the noise in each packed entry.
     """
     rest = gram
     if basis is not None and basis.shape[1]:
@@ -245,7 +252,7 @@ def grown_basis(gram: Tensor, basis: Tensor | None, energy: float, rounding: flo
         rounding *= 10 * float(gram.norm()) / size if size else 1.0
     traces = [1.0, float(gram.trace()), max(0.0, float(rest.trace())), 0.0]
     sums = {"gram/own": pack((rest + rest.T) / 2), "norms/own": gram.new_tensor(traces)}
-    return extended_basis(sums, "own", basis, energy, "energy", rounding)
+    return extended_basis(sums, "own", basis, energy, "energy", rounding, noise)
 
 
 def own_space(gram: Tensor, basis: Tensor, energy: float) -> Tensor:

@@ -51,11 +51,12 @@ __all__ = ["Analytic"]
 
 @dataclass(frozen=True)
 class State:
-    """Server state: the model, the sums of all stages, and the solution of a projected head."""
+    """Server state: model, sums of all stages and their noise, solution of a projected head."""
 
     params: Params
     sums: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Tensor | None = None
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,16 +124,16 @@ class Analytic(Method[State]):
         """Adds the sums of all members' examples of this stage, and solves."""
         kinds = ("gram", "cross", "counts", "squares") if self.exact else ()
         program = Statistic(self._measure, "correlations", exact=kinds, rows=self._rows)
-        message = Model(without_head(state.params))
-        found = fed.aggregate(program, message, clients=fed.members).sum
-        sums = full = add_sums(state.sums, found)
+        found = fed.aggregate(program, Model(without_head(state.params)), clients=fed.members)
+        sums = full = add_sums(state.sums, found.sum)
+        noise = (state.noise**2 + found.noise**2) ** 0.5
         if self.balance != "none":
             generator = torch.Generator().manual_seed(fed.seed("pseudo-examples"))
-            full = balanced(sums, self.balance, generator)
-        weights = ridge(full, self.gamma)
+            full = balanced(sums, self.balance, generator, noise)
+        weights = ridge(full, self.gamma, noise)
         if self.projection:
-            return replace(state, sums=sums, weights=weights)
-        return replace(state, sums=sums, params=with_head(state.params, weights))
+            return State(state.params, sums, weights, noise)
+        return State(with_head(state.params, weights), sums, None, noise)
 
     def predict(self, state: State, net: Net, x: Tensor, allowed: Tensor) -> Tensor:
         """Returns the solution's answers; before the first one, those of the model's own head."""

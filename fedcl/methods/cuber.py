@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedcl.core.channel import Aggregate
 from fedcl.core.client import Model
 from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
@@ -107,7 +108,7 @@ class CUBER(Method[State]):
 
     def begin_task(self, state: State, fed: Federation) -> State:
         """Asks all members for the new task's gradient, and sees which old spaces it may enter."""
-        room, sums = {}, self._moments(state, fed, inputs=False) if state.old else {}
+        room, sums = {}, self._moments(state, fed, inputs=False).sum if state.old else {}
         for name in state.basis:
             old = [(task.spaces[name], task.gradients[name]) for task in state.old]
             room[name] = agreeing_room(sums[f"gradient/{name}"], old, self.overlap, self.agreement)
@@ -131,21 +132,21 @@ class CUBER(Method[State]):
 
     def end_task(self, state: State, fed: Federation) -> State:
         """Keeps this task's spaces and gradients, and extends each basis as FOT does."""
-        sums = self._moments(state, fed, inputs=True)
+        found = self._moments(state, fed, inputs=True)
+        sums, noise = found.sum, found.noise
         energy = min(1.0, self.energy + self.energy_step * fed.task.index)
         rounding = torch.finfo(next(iter(state.params.values())).dtype).eps
         basis, spaces = {}, {}
         for name in guarded_layers(fed.model, self.head, fed.task.scenario):
             gram = unpack(sums[f"gram/{name}"])
-            basis[name] = grown_basis(gram, state.basis.get(name), energy, rounding)
+            basis[name] = grown_basis(gram, state.basis.get(name), energy, rounding, noise)
             spaces[name] = own_space(gram, basis[name], energy)
         own = Old(spaces, {name: sums[f"gradient/{name}"] for name in basis})
         return State(state.params, state.params, basis, {}, (*state.old, own))
 
-    def _moments(self, state: State, fed: Federation, inputs: bool) -> dict[str, Tensor]:
+    def _moments(self, state: State, fed: Federation, inputs: bool) -> Aggregate:
         """Returns sums over all members' examples; of gradients, only directions matter."""
         layers = guarded_layers(fed.model, self.head, fed.task.scenario)
         measure = LossMoments(CrossEntropy(self.masked), self.biases, inputs)
         program, question = Statistic(measure, "moments"), Inputs(state.params, {}, layers)
-        sums = fed.aggregate(program, question, clients=fed.members).sum
-        return {name: value.double() for name, value in sums.items()}
+        return fed.aggregate(program, question, clients=fed.members)

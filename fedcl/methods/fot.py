@@ -165,13 +165,13 @@ class FOT(Method[State]):
         layers = guarded_layers(fed.model, self.head, fed.task.scenario)
         params = state.params if self.statistics_model == "global" else {}
         clients = fed.members if self.statistics_clients == "members" else None
-        sums = fed.aggregate(
-            self._program(), Inputs(params, state.basis, layers), clients=clients
-        ).sum
+        question = Inputs(params, state.basis, layers)
+        found = fed.aggregate(self._program(), question, clients=clients)
+        sums, noise = found.sum, found.noise
         energy = min(1.0, self.energy + self.energy_step * fed.task.index)
         rounding = torch.finfo(next(iter(state.params.values())).dtype).eps
         basis = {
-            n: extended_basis(sums, n, state.basis.get(n), energy, self.eps_rule, rounding)
+            n: extended_basis(sums, n, state.basis.get(n), energy, self.eps_rule, rounding, noise)
             for n in layers
         }
         return replace(state, basis=basis)

@@ -121,11 +121,12 @@ class GPM(Method[State]):
         layers = guarded_layers(fed.model, self.head, fed.task.scenario)
         moments = Statistic(InputMoments(self.biases == "project"), "gram", exact=("norms",))
         question = Inputs(state.params, state.basis, layers)
-        sums = fed.aggregate(moments, question, clients=fed.members).sum
+        found = fed.aggregate(moments, question, clients=fed.members)
         energy = min(1.0, self.energy + self.energy_step * fed.task.index)
         rounding = torch.finfo(next(iter(state.params.values())).dtype).eps
+        sums, noise, old = found.sum, found.noise, state.basis
         basis = {
-            name: extended_basis(sums, name, state.basis.get(name), energy, "energy", rounding)
+            name: extended_basis(sums, name, old.get(name), energy, "energy", rounding, noise)
             for name in layers
         }
         return replace(state, basis=basis)

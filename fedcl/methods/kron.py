@@ -132,6 +132,8 @@ class Kron(Method[State]):
             Statistic(measure, "moments", exact=("count",), rows=_ROWS, draws=1),
             question,
             clients=clients,
-        ).sum
-        fishers = {name: extended(state.fishers.get(name), sums, name) for name in layers}
+        )
+        fishers = {
+            name: extended(state.fishers.get(name), sums.sum, name, sums.noise) for name in layers
+        }
         return replace(state, anchor=state.params, fishers=fishers)
