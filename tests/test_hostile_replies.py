@@ -18,6 +18,7 @@ from fedcl.core.errors import ClientError, ConfigError, FedclError
 from fedcl.core.guard import fault, majority
 from fedcl.core.lies import Attackers, alie_factor
 from fedcl.core.local import Local, cross_entropy
+from tests.test_watching import LOOKS, Look
 from tests.tiny import Interrupted, assert_same_folders, interrupt_after, read_csv, same, tiny
 
 # What attackers send, and what the server says of it.
@@ -39,7 +40,14 @@ UNFIT = {
 }
 LARGE = {"sign_flip": 10.0, "scale": 1e6}
 ONE = {"stream.tasks": 1, "training.rounds": 1, "training.cohort": 0, "training.fold": 4}
-DP = {"name": "central_dp", "clip": 0.05, "noise_multiplier": 0.5, "noise": "seeded"}
+DP: dict[str, Any] = {
+    "name": "central_dp",
+    "clip": 0.05,
+    "noise_multiplier": 0.5,
+    "noise": "seeded",
+}
+RULES = ("median", "trimmed_mean", "krum", "multi_krum", "bulyan")
+LOOKING = {"name": "tests.test_watching:Looker", "replies": False}
 
 
 def hostile(attack: str, changes: Mapping[str, Any] | None = None, **own: Any) -> fedcl.Experiment:
@@ -116,6 +124,85 @@ def test_under_differential_privacy_a_rejected_reply_counts_as_zeros(attack: str
     assert zeros.summary["rejected_replies"] == 0
     for name, value in zeros.params.items():
         torch.testing.assert_close(record.params[name], value, rtol=0, atol=1e-7)
+
+
+# --- Under every way to combine replies. ---
+
+SERVERS: Mapping[str, Mapping[str, Any]] = {
+    "equal mean": {"aggregation": {"name": "mean", "weights": "equal"}},
+    "norm bounded": {"replies": {"bad": "reject", "norm": 50.0}},
+    "central_dp": {"channel": [DP]},
+    **{rule: {"aggregation": {"name": rule}} for rule in RULES},
+}
+EIGHT = {"stream.clients": 8, "dataset.train": 200, "evaluation.every": 0, "evaluation.clients": 0}
+
+
+def eight(attack: str, server: str) -> tuple[fedcl.Record, Look]:
+    """Runs eight clients, the first of which attacks, before a server that is looked at."""
+    changes = {**ONE, **EIGHT, "training.fold": 16}
+    tables = {"replies": {"bad": "reject"}, **SERVERS[server], "audit": [LOOKING]}
+    adversary = {"attack": attack, "clients": [0], "clipped": False}
+    record = fedcl.run(tiny(changes, adversary=adversary, **tables))
+    return record, LOOKS[-1]
+
+
+@pytest.fixture(scope="module")
+def others() -> Mapping[str, tuple[fedcl.Record, Look]]:
+    """What each server makes of the seven others."""
+    return {server: eight("missing", server) for server in SERVERS}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("attack", [*UNFIT, "duplicate"])
+def test_every_server_names_who_does_not_fit_and_goes_on_with_the_rest(
+    attack: str, server: str, others: Mapping[str, tuple[fedcl.Record, Look]]
+) -> None:
+    record, look = eight(attack, server)
+    (exchange,) = look.exchanges
+    assert list(exchange.rejected) == [0] and record.summary["rejected_replies"] == 1
+    assert re.search({**UNFIT, "duplicate": "twice"}[attack], exchange.rejected[0])
+    assert all(bool(torch.isfinite(value).all()) for value in record.params.values())
+    assert record.summary["skipped_or_repeated_rounds"] == []
+    if attack == "duplicate":
+        assert exchange.answered == tuple(range(8))
+        return
+    assert exchange.answered == tuple(range(1, 8))
+    rest, known = others[server]
+    assert same(dict(record.params), dict(rest.params)), "to the bit as without it"
+    for release, other in zip(look.releases, known.releases, strict=True):
+        assert release.mechanism == other.mechanism and release.scale == other.scale
+        assert same(dict(release.clean), dict(other.clean))
+
+
+@pytest.mark.parametrize("attack", ["sign_flip", "scale", "gaussian", "alie", "ipm", "min_max"])
+def test_whatever_fits_changes_a_protected_sum_by_no_more_than_the_clip(
+    attack: str, others: Mapping[str, tuple[fedcl.Record, Look]]
+) -> None:
+    """T15: attackers that keep to the bound, and the sum of all others beside it."""
+    changes = {**ONE, **EIGHT, "training.fold": 16}
+    tables = {"replies": {"bad": "reject"}, "channel": [DP], "audit": [LOOKING]}
+    adversary = {"attack": attack, "clients": [0], "strength": 1e3, "omniscient": True}
+    fedcl.run(tiny(changes, adversary=adversary, **tables))
+    (release,), (other,) = LOOKS[-1].releases, others["central_dp"][1].releases
+    parts = [(release.clean[k] - v).double().flatten() for k, v in other.clean.items()]
+    size = float(torch.cat(parts).norm())
+    assert 0.9 * DP["clip"] < size <= DP["clip"] * (1 + 1e-6)
+    assert release.mechanism.sensitivity == other.mechanism.sensitivity == DP["clip"]
+
+
+@pytest.mark.parametrize("attack", ["nan", "heavy"])
+def test_these_tests_would_notice_a_guard_that_finds_nothing(
+    attack: str,
+    others: Mapping[str, tuple[fedcl.Record, Look]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for judge in ("fault", "beyond"):
+        monkeypatch.setattr(f"fedcl.core.guard.{judge}", lambda *judged: None)
+    _, look = eight(attack, "central_dp")
+    assert look.exchanges[0].rejected == {}
+    (release,), (other,) = look.releases, others["central_dp"][1].releases
+    parts = [(release.clean[k] - v).double().flatten() for k, v in other.clean.items()]
+    assert not float(torch.cat(parts).norm()) <= DP["clip"] * (1 + 1e-6)
 
 
 def test_by_default_a_reply_that_does_not_fit_ends_the_run() -> None:

@@ -263,3 +263,14 @@ def test_a_hundred_large_replies_are_combined() -> None:
     given = [{"u": torch.randn(200_000)} for _ in range(100)]
     found = MultiKrum(10).combine(given)["u"]
     assert found.shape == (200_000,) and bool(torch.isfinite(found).all())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_may_see_replies_that_are_private_by_themselves(rule: str) -> None:
+    """Under example-level privacy what is made of replies costs nothing more."""
+    local = {"name": "dp_sgd", "noise_multiplier": 2.0, "delta": 1e-3, "lr": 0.1}
+    changes = {**CLIENTS, "training.rounds": 1, "training.local": local}
+    mean = fedcl.run(tiny(changes)).summary
+    found = fedcl.run(tiny(changes, aggregation={"name": rule})).summary
+    assert found["epsilon"] == pytest.approx(mean["epsilon"]) and 0 < found["epsilon"] < 20
+    assert found["privacy_unit"] == mean["privacy_unit"]
