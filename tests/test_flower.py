@@ -88,6 +88,12 @@ def test_the_server_reaches_nothing_of_one_client(
     assert betrayed(looks.everything, spied(experiment)) == []
 
 
+def test_nodes_add_the_same_noise() -> None:
+    channel = [{"name": "distributed_dp", "noise": "seeded", "noise_multiplier": 0.5}]
+    experiment = of("fedavg", channel=channel)
+    assert_same_runs(fedcl.run(on_flower(experiment)), fedcl.run(experiment))
+
+
 @pytest.mark.parametrize("shortfall", ["skip", "repeat"])
 @pytest.mark.parametrize("name", ["replay", "joint", TRIAL])
 def test_a_dropped_attempt_leaves_no_memory(name: str, shortfall: str) -> None:
