@@ -1,188 +1,23 @@
 """The privacy ledger: what was released under which mechanism, and what all of it costs together.
 
-An event is written before its release, so that nothing is released that was not charged. Events
-that share one draw of the cohort are one mechanism whose sample was drawn once: their noise is
-combined before sampling is credited (amplification for each of them alone would claim too much).
+An event is written before its release, so that nothing is released that was not charged.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from fedcl.core.accounting import Charge, epsilon, epsilon_rdp
-from fedcl.core.banded import coefficients, sensitivity, separation_of
-from fedcl.core.distributed import Discrete, Shares, charge_of
+from fedcl.core.accounting import epsilon, epsilon_rdp
+from fedcl.core.charging import charges as charges
 from fedcl.core.errors import ConfigError
+from fedcl.core.events import Draw as Draw
+from fedcl.core.events import Event as Event
+from fedcl.core.events import Mechanism as Mechanism
+from fedcl.core.events import Place as Place
+from fedcl.core.events import Sampling as Sampling
 from fedcl.core.recordledger import RecordLedger
-from fedcl.core.renyi import Renyi, composed
-
-Place = tuple[int, int, int, int]  # stage, round, attempt, exchange: as time goes
-Sampling = Literal["all", "fixed", "poisson", "round_robin"]
-
-
-@dataclass(frozen=True)
-class Mechanism:
-    """What a step of a channel does to protect clients in a sum.
-
-    Attributes:
-        noise_multiplier: Standard deviation of the Gaussian noise over `sensitivity`.
-        sensitivity: The largest norm by which a client that is added or removed changes the sum.
-        delta: The delta for which epsilon is told.
-        budget: The largest epsilon that may be spent; 0 for no limit.
-        seeded: Whether anybody can repeat the noise: nothing is claimed then.
-        bands: Bands of the matrix that correlates the noise of rounds; 1 for independent noise.
-        programs: Names of programs that have a bound of their own.
-        shares: How clients add the noise themselves, in shares of whole numbers; None where the
-            door adds Gaussian noise.
-    """
-
-    noise_multiplier: float
-    sensitivity: float
-    delta: float
-    budget: float = 0.0
-    seeded: bool = False
-    bands: int = 1
-    programs: tuple[str, ...] = ()
-    shares: Shares | None = None
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Who was asked.
-
-    Attributes:
-        how: How: `all` members, or a cohort by a rule.
-        members: Clients with data at this stage.
-        expected: Clients asked on average: a public constant.
-        number: Round of the stage whose cohort it is.
-        bands: Bands of the matrix that correlates the noise over rounds; 1 for none.
-        rounds: Rounds of the stage, where noise is correlated.
-    """
-
-    how: Sampling
-    members: int
-    expected: int
-    number: int
-    bands: int = 1
-    rounds: int = 0
-
-
-@dataclass(frozen=True)
-class Event:
-    """One release.
-
-    Attributes:
-        stage: Stage.
-        round: Round of the stage; -1 and `rounds` begin and end it.
-        exchange: Number of the exchange in this round.
-        channel: What was sent: the name of the program that made it.
-        noise_multiplier: Of its Gaussian noise.
-        sensitivity: Norm to which all that each client sent was clipped.
-        draw: Who was asked.
-        attempt: 0, or how often this round was repeated: a repeated one releases anew.
-        discrete: What its noise is, where clients add it as whole numbers: such sums are credited
-            no sampling, and are known by their Rényi divergences alone.
-    """
-
-    stage: int
-    round: int
-    exchange: int
-    channel: str
-    noise_multiplier: float
-    sensitivity: float
-    draw: Draw
-    attempt: int = 0
-    discrete: Discrete | None = None
-
-    @property
-    def place(self) -> Place:
-        """Where in the run; a run that is resumed comes there again, with the same noise."""
-        return self.stage, self.round, self.attempt, self.exchange
-
-
-def charges(events: Iterable[Event]) -> list[Charge | Renyi]:
-    """Returns what events cost a client that takes part in whatever it is asked for.
-
-    A fixed-size sample is credited nothing: whether a client is in it depends on the others. In
-    turns, a client is asked at most as often in a stage as its turn can come from the first to the
-    last of these rounds. Rounds of correlated noise are one mechanism, which is charged whole with
-    its first release.
-    """
-    events = list(events)
-    found = _discrete(event for event in events if event.discrete is not None)
-    events = [event for event in events if event.discrete is None]
-    whole = filter(_banded, events)
-    banded = {(e.stage, e.noise_multiplier, replace(e.draw, number=0)) for e in whole}
-    events = [event for event in events if not _banded(event)]
-    drawn: dict[tuple[int, int], list[Event]] = defaultdict(list)
-    turns: dict[tuple[int, int, int], dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    for event in events:
-        draw, strength = event.draw, _strength(event)
-        if draw.how == "poisson":
-            drawn[event.stage, draw.number].append(event)
-        elif draw.how == "round_robin":
-            turns[event.stage, draw.members, draw.expected][draw.number] += strength
-        else:
-            found.append(Charge(event.noise_multiplier))
-    for together in drawn.values():
-        multiplier = _multiplier(sum(map(_strength, together)))
-        draw = together[0].draw
-        found.append(Charge(multiplier, draw.expected / draw.members))
-    for _, multiplier, draw in sorted(banded, key=repr):
-        apart = separation_of(draw.members, draw.expected)
-        found.append(Charge(multiplier / sensitivity(coefficients(draw.bands), draw.rounds, apart)))
-    for (_, members, expected), strengths in turns.items():
-        times = _times(strengths, members, expected)
-        found.append(Charge(_multiplier(max(strengths.values())), 1.0, times))
-    return found
-
-
-def _discrete(events: Iterable[Event]) -> list[Charge | Renyi]:
-    """Returns what sums with discrete noise cost a client: all of them, or one in each turn."""
-    found: Counter[Discrete] = Counter()
-    turns: dict[tuple[int, int, int], dict[int, list[Renyi]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    for event in events:
-        assert event.discrete is not None
-        draw = event.draw
-        if draw.how == "round_robin":
-            own = Renyi(event.discrete.divergences())
-            turns[event.stage, draw.members, draw.expected][draw.number].append(own)
-        else:
-            found[event.discrete] += 1
-    costs: list[Charge | Renyi] = [*charge_of(found)]
-    for (_, members, expected), rounds in turns.items():
-        # No turn costs more, at any order, than the dearest at that order.
-        dearest = tuple(map(max, zip(*map(composed, rounds.values()), strict=True)))
-        costs.append(Renyi(dearest, _times(rounds, members, expected)))
-    return costs
-
-
-def _times(rounds: Collection[int], members: int, expected: int) -> int:
-    """Returns how often a client's turn can come in some rounds of a stage.
-
-    Places go on while nothing is asked: a client may be the one asked in each of these rounds.
-    """
-    span = max(rounds) - min(rounds) + 1
-    return min(len(rounds), -(-span * expected // members))
-
-
-def _banded(event: Event) -> bool:
-    return event.draw.bands > 1
-
-
-def _strength(event: Event) -> float:
-    z = event.noise_multiplier
-    return math.inf if z == 0 else z**-2
-
-
-def _multiplier(strength: float) -> float:
-    return 0.0 if math.isinf(strength) else strength**-0.5
 
 
 @dataclass
