@@ -32,7 +32,8 @@ _OPTIONAL = (
     "forgetting_clipped backward_transfer forward_transfer intransigence local_update_loss "
     "aggregation_loss local_update_loss_by_task aggregation_loss_by_task clients bytes_up "
     "bytes_down bytes_by_payload steps seconds rounds versions command epsilon delta noise "
-    "privacy_unit epsilon_by_stage epsilon_rdp epsilon_lower audits"
+    "privacy_unit epsilon_by_stage epsilon_by_unit epsilon_by_task_met epsilon_rdp adjacency "
+    "sampling epsilon_lower audits"
 )
 _SHAPES = {
     "accuracy_matrix": (list, list),
