@@ -1,6 +1,7 @@
 """What does each method send? The same attacks on the payloads of every method in `methods/`.
 
-Run: python simulations/what_methods_send.py [--seeds 0 1 2] [--shadows 16] [--only-table]
+Run: python simulations/what_methods_send.py [--seeds 0 1 2] [--shadows 16] [--plot FILE]
+     [--only-table]
 
 Split digits, class-incremental: five tasks of two digits, ten clients that share each task by a
 Dirichlet distribution (0.5), two rounds of two passes a task; each method by its name alone (`cfed`
@@ -20,6 +21,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from runner import Cell, arguments, show, summary_of, work
 
 from fedcl.audits._payloads import BESIDE
 from fedcl.config import available
+from fedcl.reporting.reconstructions import read_reconstructions, reconstructions
 
 CONFIG = "private_digits.toml"
 COMMON: Mapping[str, Any] = {
@@ -63,6 +66,14 @@ NOTES = {
     ("fedcbdr", "features"): "their Gram matrix, for who knows the shared rotation",
     ("analytic", "gram"): "of features, not of inputs",
 }
+PICTURES = (  # rows, and what of them is drawn
+    ("fedavg", "model: linear layer"),
+    ("fedavg, secure aggregation", "model: linear layer"),
+    ("ewc", "fisher: linear layer"),
+    ("glfc", "gradients: search by distance (iDLG)"),
+    ("fot, uniform sketch", "sketch: ICA"),
+    ("fedavg, client-level DP, z = 1", "model: linear layer"),
+)
 SLOW = ("glfc", "lander", "mfcl", "target")
 AUDITS = ({"name": "inversion", "clients": 3, "iterations": 100}, {"name": "classes"})
 
@@ -71,36 +82,34 @@ def main(words: list[str]) -> None:
     """Runs what is not finished yet, and prints the tables of what there is."""
     parser = arguments(__doc__ or "", "what_methods_send")
     parser.add_argument("--shadows", type=int, default=16, help="repeats; 0 for no membership")
+    parser.add_argument("--plot", type=Path, help="file of a figure of reconstructed images")
     parser.add_argument("--only-table", action="store_true", help="of what is finished")
     args = parser.parse_args(words)
     if args.smoke:
         with tempfile.TemporaryDirectory() as folder:
-            study(Path(folder), [0], 8, SMOKE, QUICK, QUICK[:1])
+            cells, shadow = planned([0], SMOKE, QUICK), shadows(QUICK[:1], 0, 8, SMOKE)
+            run(cells, shadow, Path(folder))
+            table(cells, shadow, Path(folder))
+            draw(cells, Path(folder), Path(folder) / "figure.png")
         return
     methods = available("methods")
     asked = [name for name in methods if name not in SLOW] if args.shadows else []
-    study(args.out, args.seeds, args.shadows, {}, methods, asked, args.only_table)
+    cells = planned(args.seeds, {}, methods)
+    shadow = shadows(asked, args.seeds[0], args.shadows, {})
+    if not args.only_table:
+        run(cells, shadow, args.out)
+    table(cells, shadow, args.out)
+    if args.plot is not None:
+        draw(cells, args.out, args.plot)
 
 
-def study(
-    out: Path,
-    seeds: Sequence[int],
-    shadows: int,
-    changes: Mapping[str, Any],
-    methods: Sequence[str],
-    shadowed: Sequence[str],
-    only_table: bool = False,
-) -> None:
-    """Runs each row for each seed; several processes may share them."""
-    cells = planned(seeds, changes, methods)
-    shadow = {name: _membership(name, seeds[0], shadows, changes) for name in shadowed}
-    if not only_table:
-        fast = [row for row in cells if row.split(",")[0] not in SLOW]
-        slow = [row for row in cells if row not in fast]
-        work([cells[row][k] for k in range(len(seeds)) for row in fast], out)
-        work([cells[row][0] for row in slow] + list(shadow.values()), out)
-        work([cells[row][k] for k in range(1, len(seeds)) for row in slow], out)
-    table(cells, shadow, out)
+def run(cells: Mapping[str, Sequence[Cell]], shadow: Mapping[str, Cell], out: Path) -> None:
+    """Runs what is not finished, cheap runs first; several processes may share them."""
+    slow = [row for row in cells if row.split(",")[0] in SLOW]
+    quick = [own for row, own in cells.items() if row not in slow]
+    work([cell for seed in zip(*quick, strict=True) for cell in seed], out)
+    work([cells[row][0] for row in slow] + list(shadow.values()), out)
+    work([cell for row in slow for cell in cells[row][1:]], out)
 
 
 def planned(
@@ -125,12 +134,17 @@ def _cell(row: str, own: Mapping[str, Any], seed: int, changes: Mapping[str, Any
     )
 
 
-def _membership(name: str, seed: int, shadows: int, changes: Mapping[str, Any]) -> Cell:
-    audit = [{"name": "membership", "shadows": shadows, "records": 0}]
-    own = {"method": {"name": name}, **(PUBLIC if name == "cfed" else {})}
-    return Cell(
-        f"membership-{name}", CONFIG, {**COMMON, **own, **changes, "seed": seed, "audit": audit}
-    )
+def shadows(
+    methods: Sequence[str], seed: int, count: int, changes: Mapping[str, Any]
+) -> dict[str, Cell]:
+    """Returns a run of each method whose membership is attacked by so many repeats."""
+    audit = [{"name": "membership", "shadows": count, "records": 0}]
+    found = {}
+    for name in methods:
+        own = {"method": {"name": name}, **(PUBLIC if name == "cfed" else {})}
+        values = {**COMMON, **own, **changes, "seed": seed, "audit": audit}
+        found[name] = Cell(f"membership-{name}", CONFIG, values)
+    return found
 
 
 def table(cells: Mapping[str, Sequence[Cell]], shadow: Mapping[str, Cell], out: Path) -> None:
@@ -159,6 +173,20 @@ def table(cells: Mapping[str, Sequence[Cell]], shadow: Mapping[str, Cell], out: 
     show("What methods send, and what comes back from it", headings, lines, out)
 
 
+def draw(cells: Mapping[str, Sequence[Cell]], out: Path, plot: Path) -> None:
+    """Draws the best images that came back from some rows' payloads, with the first seed."""
+    strips = []
+    for row, name in PICTURES:
+        done = row in cells and summary_of(cells[row][0], out) is not None
+        found = read_reconstructions(out / cells[row][0].name) if done else None
+        for strip in found.strips if found is not None else ():
+            if strip.name == name:
+                strips.append(replace(strip, name=f"{row}: {name.partition(':')[0]}"))
+    if strips:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        plot.write_bytes(reconstructions(strips))
+
+
 def _bytes(cells: Sequence[Cell], out: Path) -> Counter[str]:
     """Returns the bytes that went up in all runs, by kind of payload; metrics are left out."""
     found: Counter[str] = Counter()
@@ -181,7 +209,7 @@ def _csv(path: Path) -> list[dict[str, str]]:
 
 
 def _images(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Returns attack, best and pooled quality of the attack that most examples came back by."""
+    """Returns the attack by which most examples came back, its best, and their share of all."""
     areas = [float(row["membership_auc"]) for row in rows if row["membership_auc"]]
     span = f"{np.mean(areas):.3f}" if areas else ""
     by: dict[str, list[Mapping[str, str]]] = {}
@@ -191,9 +219,11 @@ def _images(rows: Sequence[Mapping[str, str]]) -> list[str]:
     if not by:
         return ["none fits" if rows else "", "", "", span]
 
+    # A search is tried on small replies alone; other attacks on all.
+    total = max(sum(float(row["examples"]) for row in own) for own in by.values())
+
     def share(attack: str) -> float:
-        counts = [float(row["examples"]) for row in by[attack]]
-        return float(np.average([float(r["recovered_25"]) for r in by[attack]], weights=counts))
+        return sum(float(r["examples"]) * float(r["recovered_25"]) for r in by[attack]) / total
 
     def best(attack: str) -> float:
         return max(float(row["psnr_best"]) for row in by[attack])

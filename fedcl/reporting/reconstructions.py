@@ -53,7 +53,7 @@ class Told:
         attack: The attack by which most came back.
         best: Largest PSNR.
         baseline: Largest PSNR of the mean image.
-        recovered: Share of examples above 25 dB.
+        recovered: Share of all examples behind attacked replies that came back above 25 dB.
         span: Mean area under the curve of membership by the span.
         classes: Mean F1 of the set of classes.
         coin: The same by coins.
@@ -146,7 +146,7 @@ def _told(images: Sequence[Mapping[str, str]], classes: Sequence[Mapping[str, st
 
 
 def _best(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Returns the fields of the attack by which the largest share of examples came back."""
+    """Returns the fields of the attack by which most examples came back, of all behind replies."""
     areas = [float(row["membership_auc"]) for row in rows if row["membership_auc"]]
     span = {"span": float(np.mean(areas)) if areas else None}
     tried: dict[str, list[Mapping[str, str]]] = {}
@@ -156,11 +156,13 @@ def _best(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     if not tried:
         return span
     choices = []
-    for attack, own in tried.items():
-        sizes = [float(row["examples"]) for row in own]
-        share = float(np.average([float(row["recovered_25"]) for row in own], weights=sizes))
+    # Some attacks are tried on small replies alone; one at least on all.
+    total = max(sum(float(row["examples"]) for row in own) for own in tried.values())
+    for own in tried.values():
+        back = sum(float(row["examples"]) * float(row["recovered_25"]) for row in own)
         best, base = (max(float(row[k]) for row in own) for k in ("psnr_best", "baseline_best"))
-        choices.append({"recovered": share, "best": best, "baseline": base, "attack": attack})
+        names = {"attack": own[0]["attack"], "recovered": back / total}
+        choices.append({**names, "best": best, "baseline": base})
     return span | max(choices, key=lambda choice: (choice["recovered"], choice["best"]))
 
 
