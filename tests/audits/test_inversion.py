@@ -19,6 +19,7 @@ from tests.tiny import assert_same_runs, read_csv, same, scenario, tiny
 
 FEW = {"name": "digits", "test_fraction": 0.95, "seed": 5}  # 88 examples to train on
 NOISE = {"name": "central_dp", "clip": 1.0, "noise_multiplier": 1.0, "noise": "seeded"}
+PRIVATE = {"name": "dp_sgd", "noise_multiplier": 1.0, "noise": "seeded"}
 SECURE = {"name": "secure_aggregation"}
 
 
@@ -88,6 +89,18 @@ def test_a_change_of_the_model_gives_its_one_example_away_until_there_is_noise(
             assert quality < mean
 
 
+def test_noise_on_single_examples_hides_them_in_their_clients_replies(tmp_path: Path) -> None:
+    training = {"rounds": 1, "cohort": 4, "local": PRIVATE}
+    rows = found(digits(1437, training=training), tmp_path / "run")
+    assert "sum" not in {row["view"] for row in rows} and len(rows) == 6
+    for row in rows:
+        assert float(row["psnr_best"]) < float(row["baseline_psnr"]), row
+    clipped = {**training, "local": {**PRIVATE, "noise_multiplier": 0.0}}
+    rows = found(digits(1437, training=clipped), tmp_path / "clipped")
+    best = numbers(rows, "psnr_best", attack="linear layer")
+    assert max(best) > 100  # whose one example was in the step
+
+
 def test_forgotten_noise_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(root: bytes, shape: Any, scale: float, *place: Any) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.float64)
@@ -132,8 +145,15 @@ def test_a_uniform_sketch_gives_ten_images_away_and_a_private_gram_does_not(
     # The Gram matrix of one client's ten images under the noise of client-level privacy.
     gram = digits(140, method={"name": "fot", "head": "free"}, audit=audit, **common)
     private = found({**gram, "channel": [NOISE]}, tmp_path / "private")
-    hidden = numbers(private, "psnr_mean", payload="gram")
-    assert hidden and max(hidden) < min(numbers(private, "baseline_psnr", payload="gram"))
+    # And under noise that each client adds, for every one of its images.
+    training = {"rounds": 1, "cohort": 4, "local": PRIVATE}
+    own = found({**gram, "training": training}, tmp_path / "own")
+    assert {row["view"] for row in private} == {"sum"} != {row["view"] for row in own}
+    assert numbers(own, "examples", payload="gram", attack="ICA") == [10.0, 10.0]
+    for rows in (private, own):
+        hidden = numbers(rows, "psnr_mean", payload="gram")
+        assert hidden and max(hidden) < min(numbers(rows, "baseline_psnr", payload="gram"))
+    assert max(abs(area - 0.5) for area in numbers(own, "membership_auc", payload="gram")) < 0.3
 
 
 def test_a_gram_matrix_of_one_example_is_that_example(tmp_path: Path) -> None:
