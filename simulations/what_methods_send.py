@@ -30,7 +30,7 @@ from runner import Cell, arguments, show, summary_of, work
 
 from fedcl.audits._payloads import BESIDE
 from fedcl.config import available
-from fedcl.reporting.reconstructions import read_reconstructions, reconstructions
+from fedcl.reporting.reconstructions import decibels, read_reconstructions, reconstructions
 
 CONFIG = "private_digits.toml"
 COMMON: Mapping[str, Any] = {
@@ -230,8 +230,7 @@ def _images(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
     attack = max(by, key=lambda name: (share(name), best(name)))
     base = max(float(row["baseline_best"]) for row in by[attack])
-    top = "exact" if np.isinf(best(attack)) else f"{best(attack):.1f}"
-    return [attack, f"{top} ({base:.1f})", f"{100 * share(attack):.1f}", span]
+    return [attack, f"{decibels(best(attack))} ({base:.1f})", f"{100 * share(attack):.1f}", span]
 
 
 def _told(rows: Sequence[Mapping[str, str]]) -> list[str]:
