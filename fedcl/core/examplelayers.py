@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_SMALL = 2**13  # numbers that are squared at once
 KNOWN = (nn.Linear, nn.Conv2d, nn.Embedding, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -70,12 +69,7 @@ def part_of(layer: nn.Module, names: frozenset[str], inputs: Tensor, signals: Te
 
 def _squares(values: Tensor) -> Tensor:
     """Returns the (n,) float64 sums of squares of (n, ...) values: no float32 overflows there."""
-    flat = values.flatten(1)
-    if flat.dtype == torch.float64 or flat.is_cuda or flat.numel() <= _SMALL:
-        return flat.double().square().sum(1)
-    # Part by part: a copy of all in float64 would leave the cache, and its pages would be new.
-    parts = flat.split(max(1, _SMALL // flat.shape[1]))
-    return torch.cat([part.double().square().sum(1) for part in parts])
+    return torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.float64).square()
 
 
 def chosen(values: Tensor, factors: Tensor) -> Tensor:
