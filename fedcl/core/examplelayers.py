@@ -69,7 +69,8 @@ def part_of(layer: nn.Module, names: frozenset[str], inputs: Tensor, signals: Te
 
 def _squares(values: Tensor) -> Tensor:
     """Returns the (n,) float64 sums of squares of (n, ...) values: no float32 overflows there."""
-    return torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.float64).square()
+    norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.float64)
+    return norms.square()
 
 
 def chosen(values: Tensor, factors: Tensor) -> Tensor:
