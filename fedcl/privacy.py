@@ -11,7 +11,7 @@ from fedcl.core.examples import ExampleMechanism
 from fedcl.core.ledger import Event, Ledger, Mechanism
 from fedcl.core.units import client_round, client_task
 from fedcl.record import Row
-from fedcl.recordprivacy import SEEDED, record_rows, record_summary, row_of, written
+from fedcl.recordprivacy import SEEDED, UNKNOWN, record_rows, record_summary, row_of, written
 
 # What nobody noises because it is taken to be known already; the report says so.
 ASSUMED = {
@@ -26,7 +26,6 @@ WITHHELD = {
     "counts": "the expected number of clients is told instead",
     "metrics": "no metric leaves a client",
 }
-UNKNOWN = "clips names it, but no exchange of this run had that name: is it spelt right?"
 _ANSWERED = "the method is told the expected number; a secure sum knows who answered"
 
 

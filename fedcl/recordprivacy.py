@@ -11,11 +11,12 @@ from fedcl.core.recordledger import RecordEvent, RecordLedger
 from fedcl.record import Row
 
 SEEDED = "ε not valid: seeded noise"
+UNKNOWN = "clips names it, but no exchange of this run had that name: is it spelt right?"
 ADJACENCY = "zero out one record of one client"
 ASSUMED = {
     "records": "how many records a client has at each stage, so weights, rates and steps too, is "
     "taken to be public",
-    "label masks": "which classes a client has at which stage is taken to be public",
+    "tasks": "which task, of which classes, a client meets at which stage is taken to be public",
     "copies": "a row that several clients hold counts as a record of each",
     "members": "who has data at which stage, and who answers, is taken to be public",
     "label space": "the classes of the whole stream are taken to be public",
@@ -74,6 +75,8 @@ def record_rows(ledger: RecordLedger, promise: ExampleMechanism) -> list[Row]:
     rows.append(row_of("all", "gaussian", ledger.epsilon(delta), delta, note, "record"))
     if promise.seeded:
         rows = [{**row, "epsilon": "inf", "note": f"{SEEDED}; {row['note']}"} for row in rows]
+    for name in sorted(set(promise.clips) - {event.channel for event in every}):
+        rows.append(row_of(name, "not sent", 0.0, None, UNKNOWN, "record"))
     rows.append(row_of("metrics", "not sent", 0.0, None, "no metric leaves a client", "record"))
     rows += [
         row_of(k, "not covered", math.inf, None, note, "record") for k, note in ASSUMED.items()

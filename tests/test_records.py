@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from opacus.accountants import PRVAccountant
 
 import fedcl
 from fedcl.channels.secure_aggregation import SecureAggregation
 from fedcl.core.accounting import Charge, epsilon
 from fedcl.core.appearances import appearances
 from fedcl.core.channel import Sending
-from fedcl.core.client import Client, Reply
+from fedcl.core.client import Client, Reply, Spent
 from fedcl.core.clipping import norm
 from fedcl.core.errors import ConfigError, ExposureError
 from fedcl.core.population import Simulated
+from fedcl.core.recordledger import RecordEvent, RecordLedger, grouped
 from fedcl.core.task import Examples
 from fedcl.ledgerfile import LedgerFile
 from fedcl.report import write_report
@@ -172,11 +174,14 @@ def test_a_budget_ends_the_run_before_a_reply_is_handed_out(tmp_path: Path) -> N
 
 def test_what_comes_without_protection_has_no_bound_and_a_name(tmp_path: Path) -> None:
     """A program that is neither training nor a statistic is not believed what it claims."""
-    summary = fedcl.run(asked("mean", "own"), tmp_path / "run").summary
+    misspelt = {"clips": {"grams": 1.0}}
+    summary = fedcl.run(asked("mean", "own", **misspelt), tmp_path / "run").summary
     assert summary["epsilon"] == summary["epsilon_rdp"] == "inf"
     rows = {row["channel"]: row for row in read_csv(tmp_path / "run" / "privacy.csv")}
     assert (rows["mean"]["epsilon"], rows["mean"]["mechanism"]) == ("inf", "none")
-    again = fedcl.run(asked("mean", "own"), tmp_path / "run", resume=True)
+    assert "spelt right" in rows["grams"]["note"]
+    assert rows["records"]["mechanism"] == rows["copies"]["mechanism"] == "not covered"
+    again = fedcl.run(asked("mean", "own", **misspelt), tmp_path / "run", resume=True)
     assert again.summary["epsilon"] == "inf"
 
 
@@ -302,3 +307,17 @@ def test_batched_engines_charge_and_learn_as_the_loop(name: str) -> None:
         for engine in ("serial", "vectorized")
     ]
     assert distance(runs[0].params, runs[1].params) < 1e-9
+
+
+# --- Another accountant. ---
+
+
+@pytest.mark.parametrize("steps", [1, 25])
+def test_opacus_bounds_the_same_training_a_little_above(steps: int) -> None:
+    """Its accountant adds an error of 0.01 to what it found, to be sure."""
+    spent = {0: Spent(1.0, 0.25, steps)}
+    events = [RecordEvent(0, number, 0, 0, "train", grouped(spent)) for number in range(4)]
+    ours = RecordLedger(events={one.place: [one] for one in events}).epsilon(1e-5)
+    theirs = PRVAccountant()
+    theirs.history = [(1.0, 0.25, 4 * steps)]
+    assert ours <= theirs.get_epsilon(delta=1e-5) <= ours + 0.02

@@ -12,6 +12,7 @@ import torch
 from scipy.stats import chi2, kstest, norm
 from torch import Tensor, nn
 
+from fedcl.core import privatestatistic
 from fedcl.core.analytic import Correlations, Regressors
 from fedcl.core.client import Client, Model, Spent
 from fedcl.core.clipping import clipped
@@ -23,7 +24,7 @@ from fedcl.core.kronecker import KroneckerMoments
 from fedcl.core.local import CrossEntropy
 from fedcl.core.model import Net
 from fedcl.core.moments import InputMoments, Inputs, LossMoments
-from fedcl.core.noise import key_of, seeded_root
+from fedcl.core.noise import gaussian, key_of, seeded_root
 from fedcl.core.privatestatistic import PrivateStatistic, bounded_sums, noise_in
 from fedcl.core.rowparts import weighed
 from fedcl.core.statistic import Statistic
@@ -245,3 +246,38 @@ def test_without_a_key_nothing_is_sent() -> None:
     own = Client(0, model_of(), rows_of(), TASK, None, 5)
     with pytest.raises(ValueError, match="secret key"):
         PrivateStatistic(Statistic(measure), ExampleMechanism(1.0, 1.0))(own, message)
+
+
+# --- That it would be noticed. ---
+
+
+@pytest.mark.parametrize("fault", ["a larger clip", "no clip", "NaN passes", "a clip by tensor"])
+def test_a_broken_clip_is_noticed(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_tensor(part: Mapping[str, Tensor], bound: float) -> dict[str, Tensor]:
+        return {k: v for name in part for k, v in clipped({name: part[name]}, bound).items()}
+
+    def lets_pass(part: Mapping[str, Tensor], bound: float) -> dict[str, Tensor]:
+        factor = min(1.0, bound / size_of(part))
+        return {name: value * factor for name, value in part.items()}
+
+    broken = {
+        "a larger clip": lambda part, bound: clipped(part, bound * 1.001),
+        "no clip": lambda part, bound: clipped(part, 1e30),
+        "NaN passes": lets_pass,
+        "a clip by tensor": by_tensor,
+    }[fault]
+    monkeypatch.setattr(privatestatistic, "clipped", broken)
+    with pytest.raises(AssertionError):
+        test_no_row_changes_a_sum_by_more_than_the_clip("kron")
+
+
+@pytest.mark.parametrize("fault", ["half", "none", "the same for all"])
+def test_broken_noise_is_noticed(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(root: bytes, shape: Any, scale: float, *place: int | str) -> Tensor:
+        if fault == "the same for all":
+            return gaussian(ROOT, shape, scale, *place)
+        return gaussian(root, shape, scale * {"half": 0.5, "none": 0.0}[fault], *place)
+
+    monkeypatch.setattr(privatestatistic, "gaussian", broken)
+    with pytest.raises(AssertionError):
+        test_the_noise_has_the_claimed_size_and_is_each_clients_own()
