@@ -142,6 +142,7 @@ def plan(shares: Shares, clip: float, noise_multiplier: float, expected: int) ->
     Raises:
         ConfigError: So few bits hold no such sum, or more than a double holds.
     """
+    expected = max(1, expected)  # nobody is asked where nobody has data
     least, half = shares.least(expected), 1 << (shares.bits - 1)
     if expected * half > EXACT:
         raise ConfigError(

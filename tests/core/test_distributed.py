@@ -58,6 +58,10 @@ def test_the_scale_is_the_finest_at_which_no_sum_wraps(
     assert own.least * own.variance == pytest.approx((own.scale * 0.5 * 1.5) ** 2, rel=1e-12)
 
 
+def test_where_nobody_has_data_there_is_a_plan_all_the_same() -> None:
+    assert plan(GAUSSIAN, 1.0, 1.0, 0) == plan(GAUSSIAN, 1.0, 1.0, 1)
+
+
 def test_what_does_not_go_together_is_refused() -> None:
     with pytest.raises(ConfigError, match="raise bits"):
         plan(Shares("skellam", 4, 1.0), 1.0, 1.0, 10)
