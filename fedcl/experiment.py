@@ -5,20 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from fedcl.assembly import build_site, check_minimum, check_protection, guarded, sealed
 from fedcl.assessment import assess
 from fedcl.audited import examined, opened_watches, shown
 from fedcl.config import Experiment
-from fedcl.core.audit import Records, Watch
+from fedcl.core.audit import Watch
 from fedcl.core.channel import mechanism
 from fedcl.core.door import Door
 from fedcl.core.engine import Engine
@@ -34,7 +30,7 @@ from fedcl.ledgerfile import opened_ledger
 from fedcl.privacy import privacy_summary
 from fedcl.probe import Probe
 from fedcl.record import Record, finish
-from fedcl.repeated import Look, repeated
+from fedcl.repeated import Look, Repeats
 from fedcl.rounds import Rounds
 from fedcl.summary import read_reference, summarise
 from fedcl.tuning import tuned
@@ -128,17 +124,13 @@ def run(
     return record
 
 
-def repeat(
-    table: Mapping[str, Any], seed: int, kept: NDArray[np.bool_], records: Sequence[Records]
-) -> Sequence[Mapping[int, Tensor]]:
-    """Runs a resolved config once more; see `fedcl.core.audit.Repeat`."""
-    torch.set_num_threads(1)
-    experiment, site = repeated(table, seed, kept)
-    look = Look(experiment, site, records)
-    with opened_ledger(None, mechanism(experiment.channel), seed, None, site) as (root, ledger):
+def asked_again(experiment: Experiment, site: Site, look: Look) -> None:
+    """Runs an experiment without files, and looks at it instead of evaluating it."""
+    torch.set_num_threads(1)  # each thread has its own number
+    protection, seed = mechanism(experiment.channel), experiment.seed
+    with opened_ledger(None, protection, seed, None, site) as (root, ledger):
         journal = Journal(experiment, None, None, ledger)
         _Loop(experiment, site, journal, root, None, look=look).run()
-    return look.found
 
 
 @dataclass
@@ -174,7 +166,7 @@ class _Loop:
         else:
             self._evaluate(state, 0, at_end=False, untrained=True)
         ledger = self.journal.ledger
-        again = partial(repeat, self.experiment.resolved)
+        again = Repeats(self.experiment.resolved, asked_again)
         self.watches = opened_watches(self.experiment, self.site, ledger, saved is None, again)
         engine = self.experiment.engine
         inner: Engine = self.probe if self.experiment.evaluation.decompose else engine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedcl.config import Experiment, parse
 from fedcl.core.audit import Records
 from fedcl.core.evaluate import predicted
 from fedcl.core.fetch import fetch
+from fedcl.core.sidebyside import Joined, Meeting, side_by_side
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 
@@ -87,3 +88,48 @@ class Look:
         experiment, allowed = self.experiment, self.stream.head(records.task, stage)
         batch = experiment.evaluation.batch_size
         return predicted(experiment.method, state, self.site.model, x, allowed, batch)
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Runs a resolved config once more; see `fedcl.core.audit.Repeat`.
+
+    Attributes:
+        table: The resolved config.
+        run: Runs an experiment at a site, and asks at the end of each stage.
+    """
+
+    table: Mapping[str, Any]
+    run: Callable[[Experiment, Site, Look], None]
+
+    def __call__(
+        self, seed: int, kept: NDArray[np.bool_], records: Sequence[Records]
+    ) -> Sequence[Mapping[int, Tensor]]:
+        """Returns what one run says of the records."""
+        return self._run(None, seed, kept, records)
+
+    def together(
+        self, seeds: Sequence[int], kept: Sequence[NDArray[np.bool_]], records: Sequence[Records]
+    ) -> list[Sequence[Mapping[int, Tensor]]]:
+        """Returns what several runs say, side by side."""
+
+        def job(seed: int, own: NDArray[np.bool_]) -> Callable[[Meeting], Any]:
+            return lambda meeting: self._run(meeting, seed, own, records)
+
+        return side_by_side([job(*pair) for pair in zip(seeds, kept, strict=True)])
+
+    def _run(
+        self,
+        meeting: Meeting | None,
+        seed: int,
+        kept: NDArray[np.bool_],
+        records: Sequence[Records],
+    ) -> Sequence[Mapping[int, Tensor]]:
+        experiment, site = repeated(self.table, seed, kept)
+        # Runs that wait within each other's reduced precision would mix it up; a private trainer
+        # promises what a site must see.
+        if meeting is not None and site.precision == "full" and not site.trainer.private:
+            site = replace(site, trainer=Joined(site.trainer, meeting))
+        look = Look(experiment, site, records)
+        self.run(experiment, site, look)
+        return look.found

@@ -43,10 +43,13 @@ class Membership:
 
     Attributes:
         shadows: Repeats. Each costs a run, on the engine `serial` if the run's is, else
-            `vectorized`, one after the other.
+            `vectorized`.
         records: Training records audited of each task, drawn by the seed; 0 for all.
         population: Test records of each task that RMIA compares with; 0 for all.
         workers: Processes that repeat; 1 for this one.
+        together: Repeats that train side by side, as one batched computation where that can be
+            done: with plain SGD, a cross-entropy without penalty and `vectorized`. They differ from
+            repeats one after the other (1) by rounding alone.
         seed: Decides records, coins and the seeds of the repeats.
         keep: Whether to write the margins, coins and populations into audit/membership_cells.npz.
     """
@@ -55,6 +58,7 @@ class Membership:
     records: int = 500
     population: int = 500
     workers: int = 1
+    together: int = 16
     seed: int = 0
     keep: bool = False
 
@@ -64,6 +68,7 @@ class Membership:
             ("records", 0),
             ("population", 0),
             ("workers", 1),
+            ("together", 1),
             ("seed", 0),
         ):
             if getattr(self, name) < least:
@@ -142,12 +147,15 @@ class _Watch(Watch):
         self, kept: NDArray[np.bool_], records: Sequence[Records]
     ) -> list[Sequence[Mapping[int, Tensor]]]:
         start = (self.subject.seed, "membership", self.options.seed, "run")
-        jobs = [(seed_of(*start, run), own, records) for run, own in enumerate(kept)]
+        seeds, size = [seed_of(*start, run) for run in range(len(kept))], self.options.together
+        parts = [slice(first, first + size) for first in range(0, len(kept), size)]
+        jobs = [(seeds[part], kept[part], records) for part in parts]
         if self.options.workers == 1:
-            return [self.repeat(*job) for job in jobs]
+            return [answer for job in jobs for answer in self.repeat.together(*job)]
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.options.workers, context) as pool:
-            return list(pool.map(self.repeat, *zip(*jobs, strict=True)))
+            found = pool.map(self.repeat.together, *zip(*jobs, strict=True))
+            return [answer for answers in found for answer in answers]
 
     def _cell(
         self, records: Records, logits: Tensor, members: NDArray[np.bool_]

@@ -85,6 +85,18 @@ class Repeat(Protocol):
         """
         ...
 
+    def together(
+        self, seeds: Sequence[int], kept: Sequence[NDArray[np.bool_]], records: Sequence[Records]
+    ) -> list[Sequence[Mapping[int, Tensor]]]:
+        """Returns the same of several runs, which train side by side where they can.
+
+        Args:
+            seeds: One of each run.
+            kept: Rows of each.
+            records: The records, the same for all.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Subject:

@@ -46,6 +46,7 @@ def train_fused(
     message: Any,
     net: BlockModel,
     grouped: bool = False,
+    starts: Params | None = None,
 ) -> TrainedBlock:
     """Trains a block of clients.
 
@@ -57,16 +58,18 @@ def train_fused(
         message: What the clients received.
         net: The block's network.
         grouped: Whether a block's convolutions are one with a group for each client.
+        starts: (clients, ...) parameters to start from, in the block's order, where these are not
+            the message's.
 
     Raises:
         Unfit: The loss asks for more of the network than this path can give.
         ValueError: The loss mixes examples.
     """
     try:
-        return _Training(local, settings, block, plan, message, net, grouped, True).run()
+        return _Training(local, settings, block, plan, message, net, grouped, True, starts).run()
     except UsedTwice:
         # Found out anew for each block: what one block did must not change the bits of the next.
-        return _Training(local, settings, block, plan, message, net, grouped, False).run()
+        return _Training(local, settings, block, plan, message, net, grouped, False, starts).run()
 
 
 class _Training:
@@ -80,9 +83,10 @@ class _Training:
         net: BlockModel,
         grouped: bool,
         plain: bool,
+        starts: Params | None,
     ) -> None:
         self.local, self.settings, self.block, self.plan = local, settings, block, plan
-        self.message, self.net, self.grouped = message, net, grouped
+        self.message, self.net, self.grouped, self.starts = message, net, grouped, starts
         self.start = {name: value.detach() for name, value in message.params.items()}
         self.visited: Examples | None = None
         self.free: dict[str, Tensor] = {}
@@ -96,26 +100,26 @@ class _Training:
 
     def _lay_out(self) -> None:
         """Gives every layer its weights, in the form that costs least."""
-        clients = len(self.plan.order)
         for layer in self.net.layers.values():
-            start = {kind: self.start[name] for kind, name in layer.names.items()}
             if self.plain and isinstance(layer.layer, nn.Linear) and layer.rows:
-                layer.weights = self._weights(layer, start["weight"], start.get("bias"))
+                layer.weights = self._weights(layer)
             else:
                 layer.own = {
-                    kind: _spread(value, clients).requires_grad_() for kind, value in start.items()
+                    kind: self._spread(name).requires_grad_() for kind, name in layer.names.items()
                 }
                 self.free.update({layer.names[kind]: value for kind, value in layer.own.items()})
 
-    def _weights(self, layer: BlockLayer, weight: Tensor, bias: Tensor | None) -> Outer | Stepped:
-        plan, settings = self.plan, self.settings
+    def _weights(self, layer: BlockLayer) -> Outer | Stepped:
+        plan, settings, names = self.plan, self.settings, layer.names
         clients, visits = len(plan.order), plan.rows[0].numel()
+        weight = self.start[names["weight"]]
+        bias = self.start[names["bias"]] if "bias" in names else None
         out, width = weight.shape
-        if layer.rows == 1 and as_products(visits, width, out):
+        if self.starts is None and layer.rows == 1 and as_products(visits, width, out):
             return Outer(weight, bias, clients, visits, self.scale, self.factor)
         return Stepped(
-            _spread(weight, clients),
-            None if bias is None else _spread(bias, clients),
+            self._spread(names["weight"]),
+            None if bias is None else self._spread(names["bias"]),
             settings.lr,
             settings.weight_decay,
             settings.momentum,
@@ -258,10 +262,13 @@ class _Training:
             low_rank,
         )
 
+    def _spread(self, name: str) -> Tensor:
+        """Returns (clients, ...) copies of what each client starts from."""
+        if self.starts is not None:
+            return self.starts[name].detach()[list(self.plan.order)]
+        value = self.start[name]
+        return value.expand(len(self.plan.order), *value.shape).clone()
+
     def _factors(self, steps: Sequence[int]) -> Tensor:
         """Returns the (clients, visits) factors of each client's products after its last step."""
         return self.factor[list(steps)].repeat_interleave(self.plan.rows.shape[2], 1)
-
-
-def _spread(value: Tensor, clients: int) -> Tensor:
-    return value.expand(clients, *value.shape).clone()

@@ -28,11 +28,13 @@ class CrossEntropy:
 
     Attributes:
         rowwise: The masks of a task may come one for each row; see `fedcl.core.fused`.
+        heeds_message: It does not look at what the client received; see `fedcl.core.jointly`.
         masked: Compare only the classes of the client's present task. It moves published
             class-incremental results by many points, so it is a named switch.
     """
 
     rowwise: ClassVar[bool] = True
+    heeds_message: ClassVar[bool] = False
 
     masked: bool = False
 

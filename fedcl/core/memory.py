@@ -39,6 +39,7 @@ class RowwiseCrossEntropy:
     """Cross-entropy over the logits that each row allows (column `head`), one value per example."""
 
     rowwise: ClassVar[bool] = True
+    heeds_message: ClassVar[bool] = False
 
     def __call__(self, net: Net, batch: Examples, task: ClientTask, message: object) -> Tensor:
         """Returns (n,) losses."""

@@ -18,7 +18,8 @@ from fedcl.core.audit import Records
 from fedcl.core.errors import ConfigError
 from fedcl.core.seeds import seed_of
 from fedcl.core.stream import Stream
-from fedcl.experiment import repeat
+from fedcl.experiment import asked_again
+from fedcl.repeated import Repeats
 from tests.tiny import read_csv, scenario, stream_of, tiny
 
 # Blobs that overlap almost altogether: what a model says of them right, it knows by heart.
@@ -149,7 +150,7 @@ def test_a_cell_is_what_that_stage_says_of_that_task(
         kept[rows[task]] = found[1, task].members[3]
     records = [Records(task, rows[task], np.sort(stream.tasks[task].test)) for task in range(2)]
     seed = seed_of(0, "membership", 0, "run", 3)
-    answers = repeat(experiment.resolved, seed, kept, records)
+    answers = Repeats(experiment.resolved, asked_again)(seed, kept, records)
     for (stage, task), cell in found.items():
         own, beside = answers[stage][task].split([len(rows[task]), len(records[task].test)])
         for logits, labels, margins in (
@@ -190,6 +191,6 @@ def test_rows_that_tasks_share_have_one_coin(tmp_path: Path) -> None:
 
 
 def test_options_that_cannot_work_are_refused() -> None:
-    for option, value in (("shadows", 7), ("records", -1), ("workers", 0)):
+    for option, value in (("shadows", 7), ("records", -1), ("workers", 0), ("together", 0)):
         with pytest.raises(ConfigError, match=f"{option} must be at least"):
             tiny(audit=[{"name": "membership", option: value}])
