@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,15 @@ from fedcl.core.dataset import ArrayTable, Dataset
 from fedcl.core.errors import ClientError
 from fedcl.core.stream import Stream
 from fedcl.datasets.synthetic import Synthetic
-from fedcl.experiment import repeat
-from fedcl.repeated import repeated
+from fedcl.experiment import asked_again
+from fedcl.repeated import Repeats, repeated
 from tests.tiny import rows, scenario, stream_of, tiny
+
+
+def repeat(table: Mapping[str, Any], *asked: Any) -> Sequence[Mapping[int, torch.Tensor]]:
+    """Runs a resolved config once more, by itself."""
+    return Repeats(table, asked_again)(*asked)
+
 
 METHODS = ("replay", "fot", "analytic", "kron", "fedcbdr", "target", "ewc")
 

@@ -149,7 +149,7 @@ class _Watch(Watch):
         start = (self.subject.seed, "membership", self.options.seed, "run")
         seeds, size = [seed_of(*start, run) for run in range(len(kept))], self.options.together
         parts = [slice(first, first + size) for first in range(0, len(kept), size)]
-        jobs = [(seeds[part], kept[part], records) for part in parts]
+        jobs = [(seeds[part], list(kept[part]), records) for part in parts]
         if self.options.workers == 1:
             return [answer for job in jobs for answer in self.repeat.together(*job)]
         context = multiprocessing.get_context("spawn")

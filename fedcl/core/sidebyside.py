@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from fedcl.core.block import Batching, Block
+from fedcl.core.client import Program
 from fedcl.core.jointly import NUMBERS, Asked, alike, train_jointly
-from fedcl.core.local import Local, Program, Trainer
+from fedcl.core.local import Local, Trainer
 from fedcl.core.trained import BlockReply
 
 T = TypeVar("T")
