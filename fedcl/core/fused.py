@@ -265,7 +265,8 @@ class _Training:
     def _spread(self, name: str) -> Tensor:
         """Returns (clients, ...) copies of what each client starts from."""
         if self.starts is not None:
-            return self.starts[name].detach()[list(self.plan.order)]
+            places = torch.tensor(self.plan.order, device=self.device)
+            return self.starts[name].detach().index_select(0, places)
         value = self.start[name]
         return value.expand(len(self.plan.order), *value.shape).clone()
 
