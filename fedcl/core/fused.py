@@ -266,9 +266,8 @@ class _Training:
         """Returns (clients, ...) copies of what each client starts from."""
         if self.starts is not None:
             places = torch.tensor(self.plan.order, device=self.device)
-            own: Tensor = self.starts[name].detach().index_select(0, places)
-            return own
-        value = self.start[name]
+            return self.starts[name].detach().index_select(0, places)
+        value: Tensor = self.start[name]
         return value.expand(len(self.plan.order), *value.shape).clone()
 
     def _factors(self, steps: Sequence[int]) -> Tensor:
