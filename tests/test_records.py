@@ -117,12 +117,14 @@ def asked(what: str, declared: str = "nothing", **options: Any) -> fedcl.Experim
 
 
 def test_remembered_records_go_on_paying_and_others_do_not() -> None:
-    changes = {"training.cohort": 0, "method.name": "replay"}
-    plain, replayed = (
-        fedcl.run(private(given)).summary["epsilon_by_task_met"]
-        for given in ({"training.cohort": 0}, changes)
+    plain, taught, replayed = (
+        fedcl.run(private({"training.cohort": 0, "method.name": name})).summary[
+            "epsilon_by_task_met"
+        ]
+        for name in ("fedavg", "lwf", "replay")
     )
     assert plain[0][1] == plain[0][0]
+    assert taught == plain, "a teacher's answers bring no other record"
     assert replayed[0][1] > replayed[0][0] == plain[0][0]
 
 
