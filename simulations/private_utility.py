@@ -166,6 +166,7 @@ def _cell(
 
 
 _SHARED = ("epochs", "batch_size", "lr")
+Plan = tuple[tuple[float, int], ...]  # rate and steps of all that a record is part of
 
 
 def _noise(
@@ -174,12 +175,18 @@ def _noise(
     """Returns the noise multiplier that all releases of a run may share."""
     if math.isinf(epsilon):
         return 0.0
-    clients, cohort, rounds = _sizes(table, own)
+    return _searched(table["stream"]["tasks"], *_sizes(table, own), method, epsilon, delta)
+
+
+@lru_cache
+def _searched(
+    tasks: int, clients: int, cohort: int, rounds: int, method: str, epsilon: float, delta: float
+) -> float:
     trained = 0 if method in UNTRAINED else rounds
 
     def planned(z: float) -> list[Any]:
         events = []
-        for stage in range(table["stream"]["tasks"]):
+        for stage in range(tasks):
             for number in range(trained):
                 draw = Draw("poisson", clients, cohort, number)
                 events.append(Event(stage, number, 0, "train", z, 1.0, draw))
@@ -227,7 +234,7 @@ def _record_noise(
     clients, cohort, rounds = _sizes(table, own)
     times = 0 if method in UNTRAINED else math.ceil(rounds * cohort / clients)
     settings = PrivateSettings(1.0, 1.0, local["batch_size"], local["epochs"], local["lr"])
-    plans: set[tuple[tuple[float, int], ...]] = set()
+    plans: set[Plan] = set()
     for sizes in shares:
         for stage in range(len(sizes)):
             if not sizes[stage]:
@@ -240,11 +247,24 @@ def _record_noise(
             plan += [(1.0, 1)] if method in STATISTICS else []
             plans.add(tuple(plan))
 
-    def dearest(z: float) -> list[Charge]:
-        found = [[Charge(z, rate, steps) for rate, steps in plan] for plan in sorted(plans)]
-        return max(found, key=lambda own: epsilon_rdp(own, local["delta"]))
+    return _dearest(frozenset(plans), epsilon, local["delta"])
 
-    return round(multiplier(dearest, epsilon, local["delta"]) + 5e-5, 4)
+
+@lru_cache
+def _dearest(plans: frozenset[Plan], epsilon: float, delta: float) -> float:
+    # A plan with smaller rates and fewer steps than another one's costs no more.
+    dear = [p for p in sorted(plans) if not any(p != q and _within(p, q) for q in plans)]
+
+    def dearest(z: float) -> list[Charge]:
+        found = [[Charge(z, rate, steps) for rate, steps in plan] for plan in dear]
+        return max(found, key=lambda own: epsilon_rdp(own, delta))
+
+    return round(multiplier(dearest, epsilon, delta) + 5e-5, 4)
+
+
+def _within(one: Plan, other: Plan) -> bool:
+    pairs = zip(one, other, strict=False)
+    return len(one) <= len(other) and all(a <= b and m <= n for (a, m), (b, n) in pairs)
 
 
 if __name__ == "__main__":
