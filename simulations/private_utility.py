@@ -4,9 +4,10 @@ Run: python simulations/private_utility.py --root FOLDER [--seeds 0 1 2] [--unit
 
 The folder has mnist.npz. Every method spends the same epsilon on all that is sent in the whole run:
 who also sends statistics (FOT, analytic) pays for them with more noise. `client` protects clients
-(`central_dp`), `record` single examples (`dp_sgd`; clients take turns, and the client whose records
-cost most decides), `leak` audits the membership of records at one pair of epsilon. No option was
-chosen on the test data: clips of statistics, and `constant`, on validation data at seeds 100 on.
+(`central_dp`), `record` single examples (`dp_sgd`) of few clients with much data each, who all take
+part in every round: the client whose records cost most decides; `leak` audits the membership of
+records at one pair of epsilon. No option was chosen on the test data: clips of statistics, and
+`constant`, on validation data at seeds 100 on; the streams of `record` were set before any run.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from typing import Any
 from runner import CONFIGS, Cell, arguments, show, spread, summary_of, work
 
 from fedcl.config import load_config
-from fedcl.core.accounting import Charge, epsilon_rdp
+from fedcl.core.accounting import Charge
+from fedcl.core.appearances import appearances
 from fedcl.core.calibration import multiplier
+from fedcl.core.client import Spent
+from fedcl.core.examples import ExampleMechanism
 from fedcl.core.ledger import Draw, Event, charges
 from fedcl.core.privatedraws import PrivateSettings
+from fedcl.core.recordledger import RecordEvent, RecordLedger, grouped
+from fedcl.core.stream import Stream
 
 EPSILONS = (1.0, 3.0, 8.0, math.inf)
 STREAMS = {"Permuted MNIST": "private_pmnist.toml", "Split digits": "private_digits.toml"}
@@ -49,6 +55,11 @@ CLIPS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
         "client": {"gram": 20.0, "correlations": 1.0},
         "record": {"gram": 10.0, "correlations": 1.0},
     },
+}
+# A client of few records needs much noise for each: records are what organisations protect.
+RECORDS: Mapping[str, Mapping[str, Any]] = {
+    "Permuted MNIST": {"clients": 10, "rounds": 5, "epochs": 1, "batch_size": 64, "delta": 1e-5},
+    "Split digits": {"clients": 5, "rounds": 10, "epochs": 2, "batch_size": 16, "delta": 1e-3},
 }
 LEAKS = {"Split digits": (3.0, math.inf)}
 AUDIT = {"name": "membership", "shadows": 8, "records": 0, "population": 0}
@@ -149,24 +160,23 @@ def _cell(
     clips = {statistic: CLIPS[stream][kind][statistic]} if statistic else {}
     name = f"{unit}-{stream.replace(' ', '_')}-{method}-{epsilon:g}-{seed}"
     if unit == "record":
-        own |= {"channel": [], "training.sampling": "round_robin"}
-        local = {k: v for k, v in table["training"]["local"].items() if k in _SHARED}
-        local |= {"name": "dp_sgd", "clip": 1.0, "clips": clips, "delta": channel["delta"]}
-        data = {
-            k: own[k] for k in ("seed", "dataset", "dataset.root", "stream.clients") if k in own
-        }
-        shares = _shares(config, json.dumps(data))
-        local["noise_multiplier"] = _record_noise(table, own, local, method, epsilon, shares)
+        few = RECORDS[stream]
+        size = {"stream.clients": few["clients"], "training.rounds": few["rounds"]}
+        own = {"channel": [], **size, "training.cohort": 0, "training.sampling": "fixed", **own}
+        if method == "replay":  # as with many small clients, all that a client met fits
+            own["method"] = {**own["method"], "budget": 100_000_000}
+        local = {k: few[k] for k in ("epochs", "batch_size", "delta")}
+        lr = table["training"]["local"]["lr"]
+        local |= {"name": "dp_sgd", "lr": lr, "clip": 1.0, "clips": clips}
+        data = {k: v for k, v in own.items() if k.split(".")[0] in ("seed", "dataset", "stream")}
+        whole = _stream(config, json.dumps(data))
+        local["noise_multiplier"] = _record_noise(own, local, method, epsilon, whole)
         return Cell(name, config, {**own, "training.local": local})
     channel |= {"noise_multiplier": _noise(table, own, method, epsilon, channel["delta"])}
     channel["clips"] = clips
     if unit == "leak":
         own["audit"] = [AUDIT]
     return Cell(name, config, {**own, "channel": [channel]})
-
-
-_SHARED = ("epochs", "batch_size", "lr")
-Plan = tuple[tuple[float, int], ...]  # rate and steps of all that a record is part of
 
 
 def _noise(
@@ -207,64 +217,46 @@ def _sizes(table: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[int, int, 
 
 
 @lru_cache
-def _shares(config: str, changes: str) -> frozenset[tuple[int, ...]]:
-    """Returns how many examples clients have of each task; those with the same ones once."""
+def _stream(config: str, changes: str) -> Stream:
+    """Returns the stream of a config with these changes."""
     experiment = load_config(CONFIGS / config, json.loads(changes))
     dataset = experiment.dataset.load()
-    stream = experiment.stream.build(dataset, experiment.seed, experiment.names["stream"])
-    sizes = [stream.sizes(task.index).tolist() for task in stream.tasks]
-    return frozenset(zip(*sizes, strict=True))
+    return experiment.stream.build(dataset, experiment.seed, experiment.names["stream"])
 
 
 def _record_noise(
-    table: Mapping[str, Any],
-    own: Mapping[str, Any],
-    local: Mapping[str, Any],
-    method: str,
-    epsilon: float,
-    shares: frozenset[tuple[int, ...]],
+    own: Mapping[str, Any], local: Mapping[str, Any], method: str, epsilon: float, stream: Stream
 ) -> float:
     """Returns the noise multiplier at which no client's record costs more.
 
-    A record is part of its stage's training, as often as its client's turn comes, and of its
-    statistic; a record that is remembered is part of all later stages' training too.
+    All that every client will send is charged to a ledger as a run would charge it.
     """
     if math.isinf(epsilon):
         return 0.0
-    clients, cohort, rounds = _sizes(table, own)
-    times = 0 if method in UNTRAINED else math.ceil(rounds * cohort / clients)
+    rounds, kept = 0 if method in UNTRAINED else own["training.rounds"], method == "replay"
     settings = PrivateSettings(1.0, 1.0, local["batch_size"], local["epochs"], local["lr"])
-    plans: set[Plan] = set()
-    for sizes in shares:
-        for stage in range(len(sizes)):
-            if not sizes[stage]:
-                continue
-            if method == "replay":
-                rows = [sum(sizes[: later + 1]) for later in range(stage, len(sizes))]
-            else:
-                rows = [sizes[stage]]
-            plan = [(settings.rate(n), times * settings.steps(n)) for n in rows]
-            plan += [(1.0, 1)] if method in STATISTICS else []
-            plans.add(tuple(plan))
+    met = appearances(stream)
+    sizes = [
+        [len(stream.rows_at(client, stage)) for stage in range(stream.stages)]
+        for client in range(stream.clients)
+    ]
 
-    return _dearest(frozenset(plans), epsilon, local["delta"])
+    def planned(z: float) -> list[Charge]:
+        ledger, promise = RecordLedger(met=met), ExampleMechanism(z, 1.0)
+        for stage in range(stream.stages):
+            spent = {}
+            for client, own_sizes in enumerate(sizes):
+                rows = sum(own_sizes[: stage + 1]) if kept else own_sizes[stage]
+                steps = rounds * settings.steps(rows)
+                spent[client] = Spent(z, settings.rate(rows), steps, kept)
+            ledger.intend(RecordEvent(stage, 0, 0, 0, "train", grouped(spent)), promise)
+            if method in STATISTICS:
+                spent = dict.fromkeys(range(stream.clients), Spent(z, 1.0, 1))
+                name = STATISTICS[method]
+                ledger.intend(RecordEvent(stage, 1, 0, 0, name, grouped(spent)), promise)
+        return ledger.dearest(local["delta"])
 
-
-@lru_cache
-def _dearest(plans: frozenset[Plan], epsilon: float, delta: float) -> float:
-    # A plan with smaller rates and fewer steps than another one's costs no more.
-    dear = [p for p in sorted(plans) if not any(p != q and _within(p, q) for q in plans)]
-
-    def dearest(z: float) -> list[Charge]:
-        found = [[Charge(z, rate, steps) for rate, steps in plan] for plan in dear]
-        return max(found, key=lambda own: epsilon_rdp(own, delta))
-
-    return round(multiplier(dearest, epsilon, delta) + 5e-5, 4)
-
-
-def _within(one: Plan, other: Plan) -> bool:
-    pairs = zip(one, other, strict=False)
-    return len(one) <= len(other) and all(a <= b and m <= n for (a, m), (b, n) in pairs)
+    return round(multiplier(planned, epsilon, local["delta"]) + 5e-5, 4)
 
 
 if __name__ == "__main__":

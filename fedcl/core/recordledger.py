@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from fedcl.core.accounting import epsilon_rdp
+from fedcl.core.accounting import Charge, epsilon_rdp
 from fedcl.core.client import Spent
 from fedcl.core.errors import ConfigError
 from fedcl.core.examples import ExampleMechanism
@@ -149,6 +149,11 @@ class RecordLedger:
     def epsilon(self, delta: float) -> float:
         """Returns the largest epsilon of a record; an infinite one where replies came bare."""
         return math.inf if self.bare else worst(self._signatures(self._table), delta)
+
+    def dearest(self, delta: float) -> list[Charge]:
+        """Returns what the record was charged that costs most, as Rényi divergences see it."""
+        found = [charges_of(one) for one in self._signatures(self._table)]
+        return max(found, key=lambda own: epsilon_rdp(own, delta), default=[])
 
     def epsilon_rdp(self, delta: float) -> float:
         """Returns the same by Rényi divergences, to be at least `epsilon`."""
