@@ -15,7 +15,9 @@ from rich.table import Table
 from fedcl.core.errors import ConfigError
 from fedcl.record import write_text
 
-DEFAULT = ("residual", "canaries", "backdoor")
+DEFAULT = ("residual", "canaries", "backdoor", "inversion", "classes")
+# They attack what clients send, and would attack canaries among them.
+ATTACKS = ("inversion", "classes")
 
 
 def audit(
@@ -61,7 +63,8 @@ def audit_run(
     Args:
         run: Folder of a finished run; its config says what to repeat.
         folder: Folder of the repeat.
-        names: Audits; empty for `DEFAULT`, as far as they fit the run.
+        names: Audits; empty for `DEFAULT`, as far as they fit the run, and without attacks on what
+            clients send where canaries are among them.
         options: Options of audits by `name.option`.
 
     Raises:
@@ -92,7 +95,8 @@ def audit_run(
             except ConfigError:
                 continue
             fitting.append(table)
-        wanted = fitting
+        joined = any(table["name"] == "canaries" for table in fitting)
+        wanted = [table for table in fitting if not (joined and table["name"] in ATTACKS)]
         if not wanted:
             raise ConfigError(
                 f"none of the audits {', '.join(DEFAULT)} fits run {run}: name one with --audit "

@@ -57,7 +57,14 @@ def test_without_names_all_that_fit_run(tmp_path: Path) -> None:
     fedcl.run(parse(private(audit=[])), tmp_path / "private")
     assert _run(["audit", str(tmp_path / "private")]) == 0
     summary = json.loads((tmp_path / "private" / "summary.json").read_text())
-    assert set(summary["audits"]) >= {"residual", "canaries"}
+    assert set(summary["audits"]) == {"residual", "canaries"}, "attacks would see canaries"
+
+
+def test_without_names_a_run_that_nothing_protects_is_attacked(tmp_path: Path) -> None:
+    fedcl.run(parse(private(channel=[], audit=[])), tmp_path / "bare")
+    assert _run(["audit", str(tmp_path / "bare")]) == 0
+    summary = json.loads((tmp_path / "bare" / "summary.json").read_text())
+    assert set(summary["audits"]) == {"inversion", "classes"}
 
 
 def test_a_broken_mechanism_ends_with_status_3(
