@@ -102,7 +102,11 @@ NAN = np.where(np.arange(120).reshape(40, 3) == 31, np.nan, 0.0)
         ("idx", idx(train_labels=b"\0\0\x08\x01\0\0\0\x01\0"), ("1 labels for 2 images", "put")),
         ("idx", idx(train_labels=b"\0\0\x08\x01\0\0\0\x02\0\x02"), ("none is 1", "number the")),
         ("idx", idx(t10k_labels=b"\0\0\x08\x01\0\0\0\x02\0\x07"), ("train lacks: [7]", "put the")),
-        ("idx", idx(train_images=gzip.compress(b"x" * 99)[:-9]), ("cannot be read", "again")),
+        (
+            "idx",
+            idx(train_images=gzip.compress(b"x" * 99, mtime=0)[:-9]),
+            ("cannot be read", "again"),
+        ),
         ("folder", lambda folder: None, ("holds no folder of a class", "put some there")),
         ("folder", images(train__ant__1_png=b"GIF89a"), ("ant/1.png", "no PNG or JPEG", "save it")),
         ("folder", images(test__dog__0_png=b""), ("test/dog/0.png", "cannot be used", "remove it")),
