@@ -1,4 +1,4 @@
-"""Bulyan: of the replies that Krum finds best, the values closest to the median are averaged.
+"""The mean of the values closest to the median, of the replies that Krum finds best (Bulyan).
 
 El Mhamdi, Guerraoui and Rouault, The hidden vulnerability of distributed learning in Byzantium,
 ICML 2018. Flower's Bulyan, which scores all replies once; the paper scores those that are left

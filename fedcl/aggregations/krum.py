@@ -1,4 +1,4 @@
-"""Krum: the one reply whose nearest neighbours are nearest, and nothing of the others.
+"""The one reply whose nearest neighbours are nearest (Krum), and nothing of the others.
 
 Blanchard, El Mhamdi, Guerraoui and Stainer, Machine learning with adversaries: Byzantine tolerant
 gradient descent, NeurIPS 2017. Flower's Krum.

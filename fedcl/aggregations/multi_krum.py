@@ -1,4 +1,4 @@
-"""Multi-Krum: the mean of the replies that Krum finds best.
+"""The mean of the replies that Krum finds best (Multi-Krum).
 
 Blanchard, El Mhamdi, Guerraoui and Stainer, Machine learning with adversaries: Byzantine tolerant
 gradient descent, NeurIPS 2017. Flower's MultiKrum.

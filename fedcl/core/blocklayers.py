@@ -107,8 +107,13 @@ def _convolution(
     layer: nn.Conv2d, x: Tensor, clients: int, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     x, padding = _padded(layer, x)
+    stride = layer.stride
+    if layer.kernel_size == (1, 1) and not any(padding):
+        # A single point sees no others. With steps between points the backward pass of PyTorch 2.13
+        # writes beyond its memory on some processors, for few channels that come last.
+        x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
     y: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, layer, padding
+        x, weight, bias, layer, stride, padding
     )
     return y
 
@@ -150,17 +155,18 @@ class _Convolution(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         layer: nn.Conv2d,
+        stride: tuple[int, ...],
         padding: tuple[int, ...],
     ) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(x, weight)
-        ctx.layer, ctx.padding, ctx.biased = layer, padding, bias is not None
+        ctx.layer, ctx.stride, ctx.padding, ctx.biased = layer, stride, padding, bias is not None
         parts = [
             F.conv2d(
                 rows,
                 weight[k],
                 None if bias is None else bias[k],
-                layer.stride,
+                stride,
                 padding,
                 layer.dilation,
                 layer.groups,
@@ -180,7 +186,7 @@ class _Convolution(torch.autograd.Function):
                 rows,
                 weight[k],
                 [weight.shape[1]],
-                layer.stride,
+                ctx.stride,
                 ctx.padding,
                 layer.dilation,
                 False,
@@ -195,7 +201,7 @@ class _Convolution(torch.autograd.Function):
         dx = torch.cat([part[0] for part in parts]) if ctx.needs_input_grad[0] else None
         dw = torch.stack([part[1] for part in parts])
         db = torch.stack([part[2] for part in parts]) if ctx.biased else None
-        return dx, dw, db, None, None
+        return dx, dw, db, None, None, None
 
 
 _CALLS: Mapping[type[nn.Module], Callable[..., Tensor]] = {

@@ -133,5 +133,5 @@ def test_the_command_finds_the_audit_by_itself(tmp_path: Path) -> None:
     fedcl.run(parse(table(audit=[], training=training)), tmp_path / "run")
     assert _run(["audit", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert list(summary["audits"]) == ["backdoor"]
+    assert "backdoor" in summary["audits"]
     assert (tmp_path / "run" / "audited" / "audit" / "backdoor.csv").exists()

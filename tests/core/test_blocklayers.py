@@ -173,6 +173,7 @@ LAYERS: dict[str, tuple[tuple[int, ...], Build]] = {
         IMAGE,
         lambda: convolution(9, nn.Conv2d(2, 4, 3, stride=(2, 3), padding=(1, 2), bias=False)),
     ),
+    "points with steps between": (IMAGE, lambda: convolution(9, nn.Conv2d(2, 4, 1, (2, 3)))),
     "groups": (IMAGE, lambda: convolution(35, nn.Conv2d(2, 4, 3, padding=1, groups=2))),
     "dilation": (IMAGE, lambda: convolution(15, nn.Conv2d(2, 4, 3, padding=1, dilation=2))),
     "padding same": (
