@@ -88,7 +88,8 @@ def nothing(cells: Sequence[Told], shuffles: int, out: Path) -> None:
         for shuffle in range(shuffles):
             told, flags = [], []
             for number, cell in enumerate(cells):
-                fresh = coins(*cell.margins.shape, seed=shuffle * len(cells) + number)
+                runs, records = cell.margins.shape
+                fresh = coins(runs, records, shuffle * len(cells) + number)
                 told.append(scores(Told(cell.margins, fresh, cell.population), statistic).ravel())
                 flags.append(fresh.ravel())
             found, own = np.concatenate(told), np.concatenate(flags)
