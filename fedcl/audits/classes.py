@@ -18,16 +18,13 @@ from torch import Tensor
 
 from fedcl.auditing.inversion import class_set, f1
 from fedcl.auditing.labels import apart, guessed_f1, head_change, label_counts, shares_of
-from fedcl.audits._originals import candidates_at, chosen_round, together, trained_on
+from fedcl.audits._originals import candidates_at
+from fedcl.audits._payload_watch import PayloadWatch
 from fedcl.audits._payloads import kinds
 from fedcl.core.analytic import Correlations
 from fedcl.core.audit import Finding, Subject, Watch
-from fedcl.core.channel import hides_replies
-from fedcl.core.client import Reply
 from fedcl.core.engine import Request
-from fedcl.core.exchange import Exchange
 from fedcl.core.inversion import labels_of
-from fedcl.core.memories import Memories
 from fedcl.core.params import Params
 from fedcl.core.task import Examples
 
@@ -99,11 +96,7 @@ def _counts(
 
 
 @dataclass
-class _Classes(Watch):
-    options: Classes
-    subject: Subject
-    request: Request | None = None
-    truths: dict[int, Examples] = field(default_factory=dict)
+class _Classes(PayloadWatch):
     rows: dict[tuple[Any, ...], list[dict[str, float]]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -111,38 +104,8 @@ class _Classes(Watch):
         default_factory=dict
     )
 
-    def __post_init__(self) -> None:
-        self.hidden = hides_replies(self.subject.site.channel)
-
-    def wants(self, request: Request) -> bool:
-        """Looks at replies where the server receives them one by one."""
-        return not self.hidden and chosen_round(self.subject, request, self.options.rounds)
-
-    def asked(self, request: Request, ids: Any, memories: Memories) -> None:
-        """Notes which classes there are, before clients change what they keep."""
-        if self.request is not None and self.request.position == request.position:
-            return  # a probe for the form of an empty sum
-        chosen = chosen_round(self.subject, request, self.options.rounds)
-        self.request = request
-        self.truths = (
-            {id: trained_on(self.subject, request, id, memories) for id in ids} if chosen else {}
-        )
-
-    def sent(self, request: Request, replies: Mapping[int, Reply]) -> None:
-        """Looks at replies as they left their clients."""
-        for id, reply in replies.items():
-            if id in self.truths:
-                self._look(request, str(id), reply.tensors, self.truths[id])
-
-    def observe(self, exchange: Exchange) -> None:
-        """Looks at the sum that the server received, where it received no more."""
-        if not self.hidden or self.request is None or exchange.total is None:
-            return
-        truth = together(self.truths, exchange.answered)
-        if truth is not None:
-            self._look(self.request, "sum", exchange.total.total, truth)
-
-    def _look(self, request: Request, view: str, tensors: Params, truth: Examples) -> None:
+    def look(self, request: Request, view: str, tensors: Params, truth: Examples) -> None:
+        """Tells classes from a payload."""
         at, classes = request.position, self.subject.stream.classes
         candidates = candidates_at(self.subject, at.stage)
         right = label_counts(truth.y, classes)

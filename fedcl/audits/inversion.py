@@ -9,7 +9,7 @@ attacker has the sum that the server received, after its noise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,19 +25,13 @@ from fedcl.audits._gallery import Gallery
 from fedcl.audits._originals import (
     Known,
     candidates_at,
-    chosen_round,
     drawn,
     known_at,
-    together,
-    trained_on,
 )
+from fedcl.audits._payload_watch import PayloadWatch
 from fedcl.audits._payloads import kinds
 from fedcl.core.audit import Finding, Subject, Watch
-from fedcl.core.channel import hides_replies
-from fedcl.core.client import Reply
 from fedcl.core.engine import Request
-from fedcl.core.exchange import Exchange
-from fedcl.core.memories import Memories
 from fedcl.core.params import Params
 from fedcl.core.seeds import numpy_generator, seed_of
 from fedcl.core.task import Examples, class_mask
@@ -91,50 +85,24 @@ class Inversion:
 
 
 @dataclass
-class _Inversions(Watch):
-    options: Inversion
-    subject: Subject
+class _Inversions(PayloadWatch):
     rows: list[dict[str, Any]] = field(default_factory=list)
-    request: Request | None = None
-    truths: dict[int, Examples] = field(default_factory=dict)
     known: dict[int, Known] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.gallery = Gallery(self.options.shown, self.subject.stream.dataset.shape)
-        self.hidden = hides_replies(self.subject.site.channel)
 
-    def wants(self, request: Request) -> bool:
-        """Looks at replies where the server receives them one by one."""
-        return not self.hidden and chosen_round(self.subject, request, self.options.rounds)
+    def picked(self, request: Request, ids: Sequence[int]) -> Sequence[int]:
+        """Returns some of the clients whose replies are seen; all whose sum is."""
+        if self.hidden:
+            return ids
+        at = request.position
+        place = (self.options.seed, "inversion", at.stage, at.round, at.exchange)
+        return drawn(ids, self.options.clients, numpy_generator(self.subject.seed, *place))
 
-    def asked(self, request: Request, ids: Any, memories: Memories) -> None:
-        """Notes the true examples of those who are attacked, before they change what they keep."""
-        if self.request is not None and self.request.position == request.position:
-            return  # a probe for the form of an empty sum
-        self.request, self.truths = request, {}
-        if not chosen_round(self.subject, request, self.options.rounds):
-            return
-        if not self.hidden:
-            at = request.position
-            place = (self.options.seed, "inversion", at.stage, at.round, at.exchange)
-            ids = drawn(ids, self.options.clients, numpy_generator(self.subject.seed, *place))
-        self.truths = {id: trained_on(self.subject, request, id, memories) for id in ids}
-
-    def sent(self, request: Request, replies: Mapping[int, Reply]) -> None:
-        """Attacks replies as they left their clients."""
-        for id, reply in replies.items():
-            if id in self.truths:
-                self._attack(request, str(id), reply.tensors, self.truths[id])
-
-    def observe(self, exchange: Exchange) -> None:
-        """Attacks the sum that the server received, where it received no more."""
-        if not self.hidden or self.request is None or exchange.total is None:
-            return
-        truth = together(self.truths, exchange.answered)
-        if truth is not None:
-            self._attack(self.request, "sum", exchange.total.total, truth)
-
-    def _attack(self, request: Request, view: str, tensors: Params, truth: Examples) -> None:
+    def look(self, request: Request, view: str, tensors: Params, truth: Examples) -> None:
+        """Attacks a payload."""
         if not tensors or not len(truth):
             return
         at, stream = request.position, self.subject.stream
