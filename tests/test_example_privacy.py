@@ -82,9 +82,12 @@ def test_engines_agree(path: TrainingPath, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.ray
-def test_ray_gives_the_bits_of_its_inner_engine(ray_house: RayHouse) -> None:
+@pytest.mark.parametrize("options", [{"model": DEEP}, {"method": {"name": "fot"}}])
+def test_ray_gives_the_bits_of_its_inner_engine(
+    options: dict[str, Any], ray_house: RayHouse
+) -> None:
     ray_house.start()
-    experiment = hard({"name": "serial"}, model=DEEP)
+    experiment = hard({"name": "serial"}, **options)
     assert_same_runs(fedcl.run(experiment), fedcl.run(ray_house.on(experiment, 2, "serial")))
 
 

@@ -94,6 +94,17 @@ def test_nodes_add_the_same_noise() -> None:
     assert_same_runs(fedcl.run(on_flower(experiment)), fedcl.run(experiment))
 
 
+@pytest.mark.parametrize("method", ["fedavg", "fot", "analytic"])
+def test_nodes_protect_single_records_with_the_same_noise(method: str) -> None:
+    """Gradients, and the statistics of phases that train nothing."""
+    local = {"name": "dp_sgd", "noise": "seeded", "noise_multiplier": 0.7, "batch_size": 8}
+    experiment = of(method, {"training.local": local})
+    record = fedcl.run(on_flower(experiment))
+    assert_same_runs(record, fedcl.run(experiment))
+    other = {"training.local": {**local, "noise_multiplier": 0.8}}
+    assert fedcl.run(of(method, other)).evaluations != record.evaluations
+
+
 @pytest.mark.parametrize("shortfall", ["skip", "repeat"])
 @pytest.mark.parametrize("name", ["replay", "joint", TRIAL])
 def test_a_dropped_attempt_leaves_no_memory(name: str, shortfall: str) -> None:
