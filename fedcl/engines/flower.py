@@ -93,7 +93,7 @@ class Flower:
             site=site,
             words=wire.vocabulary(launch["method_object"]),
             experiment=experiment,
-            config=_flower("messages").fingerprints(launch["resolved"]),
+            config=_flower("agreement").fingerprints(launch["resolved"]),
             timeout=self.timeout,
         )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import tomli_w
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedcl.assembly import build_site
@@ -28,6 +28,8 @@ from fedcl.core.errors import ClientError, ConfigError, FedclError
 from fedcl.core.site import Site
 from fedcl.core.tree import settle
 from fedcl.flower import messages
+from fedcl.flower.agreement import fingerprints
+from fedcl.flower.introductions import Introduced, Introduction
 from fedcl.flower.memories import ClientMemory
 from fedcl.record import write_text
 
@@ -46,9 +48,7 @@ def make_app(home: Path) -> ClientApp:
 
     @app.query("introduction")
     def introduction(message: Message, context: Context) -> Message:
-        torch.set_num_threads(1)
-        content = RecordDict({"introduction": ConfigRecord({"client": _own_id(context)})})
-        return Message(content, reply_to=message)
+        return Message(introduce(message.content, _own_id(context), home), reply_to=message)
 
     return app
 
@@ -79,6 +79,7 @@ class _Home:
 
     site: Site
     words: wire.Vocabulary
+    resolved: Mapping[str, Any]
     config: Mapping[str, str]
     memory: Path
 
@@ -98,14 +99,15 @@ class _Home:
     def answer(self, question: messages.Question, id: int) -> RecordDict:
         """Runs the program of a question and keeps the memory that it leaves."""
         memory = ClientMemory(self.memory / str(id), self.words)
-        memory.roll_back(question.base, question.position, question.committed)
+        if not question.blank:
+            memory.roll_back(question.base, question.position, question.committed)
         request = question.request(self.words)
         message = settle(request.message, self.site.device)
         answer = self.site.answer(request, id, memory.read(question.base), message)
-        remembered = not isinstance(answer.memory, Unchanged)
+        remembered = not question.blank and not isinstance(answer.memory, Unchanged)
         if remembered:
             memory.write(messages.moment(question.position), answer.memory)
-        return messages.write_reply(answer.reply, remembered, self.words)
+        return messages.write_reply(answer.reply, remembered, question.position, self.words)
 
 
 @lru_cache(maxsize=2)
@@ -117,11 +119,29 @@ def _home(home: Path, experiment: str) -> _Home:
     own = load_config(place / "config.toml")
     words = wire.vocabulary(own.method)
     memory = Path((place / "memory.txt").read_text(encoding="utf-8"))
-    return _Home(build_site(own), words, messages.fingerprints(own.resolved), memory)
+    return _Home(build_site(own), words, own.resolved, fingerprints(own.resolved), memory)
 
 
 def _own_id(context: Context) -> int:
     return int(context.node_config["partition-id"])
+
+
+def introduce(content: RecordDict, id: int, home: Path) -> RecordDict:
+    """Says which client a node is; refuses a server with another config or version.
+
+    Args:
+        content: The server's own introduction (`fedcl.flower.introductions.Introduction`).
+        id: The client that is asked.
+        home: Where its configs lie.
+    """
+    torch.set_num_threads(1)
+    try:
+        asked = Introduction.read(content)
+        if asked.experiment:
+            asked.check(_home(home, asked.experiment).resolved)
+        return Introduced(id).write()
+    except (FedclError, KeyError, TypeError) as error:
+        return messages.write_failure(type(error).__name__, str(error))
 
 
 def respond(content: RecordDict, id: int, home: Path) -> RecordDict:

@@ -6,8 +6,6 @@ that can be run travels, and reading looks every name up in the reader's own voc
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +14,6 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
 from torch import Tensor
 
-from fedcl import __version__
 from fedcl.core import wire
 from fedcl.core.client import Kept, Reply
 from fedcl.core.engine import Position, Request
@@ -24,8 +21,6 @@ from fedcl.core.engine import Position, Request
 EXCHANGE = "query.exchange"
 INTRODUCTION = "query.introduction"
 PROGRAM = "program"
-# What may differ between the two sides: it changes no client's answer.
-_OWN_AFFAIRS = ("engine", "checkpoint", "evaluation", "memory")
 
 
 @dataclass(frozen=True)
@@ -67,6 +62,7 @@ class Question:
         base: The memory that the client is to start from; None before it keeps any.
         committed: Stage and round where a resumed run would start.
         secret: 32 bytes below which the simulated clients' secret keys lie, or none.
+        blank: Whether only the form of an answer is wanted: no memory changes.
     """
 
     experiment: str
@@ -76,16 +72,17 @@ class Question:
     base: Kept | None
     committed: tuple[int, int]
     secret: bytes = field(default=b"", repr=False)
+    blank: bool = False
 
     def write(self) -> RecordDict:
         """Returns the content of a Flower message."""
-        at = self.position
         plain: dict[str, ConfigRecordValues] = {
             "experiment": self.experiment,
             "structure": self.coded.text,
-            "position": [at.stage, at.round, at.exchange, at.attempt],
+            "position": _numbers(self.position),
             "committed": list(self.committed),
             "secret": self.secret.hex(),
+            "blank": self.blank,
         }
         if self.base is not None:
             plain["base"] = list(self.base.moment)
@@ -113,6 +110,7 @@ class Question:
             base=base,
             committed=(stage_committed, round_committed),
             secret=bytes.fromhex(plain["secret"]),
+            blank=plain["blank"],
         )
 
     def request(self, words: wire.Vocabulary) -> Request:
@@ -125,30 +123,49 @@ class Question:
             committed=self.committed,
             told=told,
             secret=self.secret or None,
+            blank=self.blank,
         )
 
 
-def write_reply(reply: Reply, remembered: bool, words: wire.Vocabulary) -> RecordDict:
+def write_reply(
+    reply: Reply, remembered: bool, position: Position, words: wire.Vocabulary
+) -> RecordDict:
     """Returns what a client answers.
 
     Args:
         reply: What goes up.
         remembered: Whether the client's memory is another one now.
+        position: Position of the question.
         words: What may be named.
     """
     coded = Coded.of(reply, words)
-    answer = ConfigRecord({"structure": coded.text, "remembered": remembered})
+    answer = ConfigRecord(
+        {"structure": coded.text, "remembered": remembered, "position": _numbers(position)}
+    )
     return RecordDict({"reply": coded.arrays, "answer": answer})
 
 
-def read_reply(content: RecordDict, words: wire.Vocabulary) -> tuple[Reply, bool]:
+def read_reply(
+    content: RecordDict, position: Position, words: wire.Vocabulary
+) -> tuple[Reply, bool]:
     """Returns the reply, and whether the client's memory is another one now.
 
+    Args:
+        content: The answer.
+        position: Position of the question.
+        words: What may be named.
+
     Raises:
-        ValueError: The answer holds something else, or names outside the vocabulary.
+        ValueError: It answers another question, holds something else, or names outside the
+            vocabulary.
         KeyError: It lacks a part.
     """
     answer = content.config_records["answer"]
+    if answer["position"] != _numbers(position):
+        raise ValueError(
+            f"it is stale: it answers (stage, round, exchange, attempt) = {answer['position']!r}, "
+            f"not {_numbers(position)}"
+        )
     reply = Coded(content.array_records["reply"], str(answer["structure"])).read(words)
     if not isinstance(reply, Reply) or not all(
         isinstance(value, Tensor) for value in reply.tensors.values()
@@ -176,20 +193,10 @@ def read_failure(content: RecordDict) -> tuple[str, str, str] | None:
     return str(failure["kind"]), str(failure["reason"]), str(failure["trace"])
 
 
-def fingerprints(resolved: Mapping[str, Any]) -> dict[str, str]:
-    """Returns a short hash of every table that decides what a client answers, and the version.
-
-    Args:
-        resolved: The config with every default filled in.
-    """
-    found = {"version": __version__}
-    for name, table in sorted(resolved.items()):
-        if name not in _OWN_AFFAIRS:
-            text = json.dumps(table, sort_keys=True)
-            found[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return found
-
-
 def moment(position: Position) -> tuple[int, int, int, int]:
     """Returns a position as a point in time: a repeated round comes after its first attempt."""
     return position.stage, position.round, position.attempt, position.exchange
+
+
+def _numbers(position: Position) -> list[int]:
+    return [position.stage, position.round, position.exchange, position.attempt]

@@ -100,6 +100,7 @@ class Link:
             base,
             request.committed,
             request.secret or b"",
+            request.blank,
         )
         return question.write()
 
@@ -128,7 +129,7 @@ class Link:
             told = messages.read_failure(message.content)
             if told is not None:
                 raise _error(request, id, *told)
-            reply, remembered = messages.read_reply(message.content, self.words)
+            reply, remembered = messages.read_reply(message.content, request.position, self.words)
         except (KeyError, TypeError, ValueError) as error:
             raise failure(request, id, f"its answer cannot be read: {error}") from error
         memory = Kept(messages.moment(request.position)) if remembered else Unchanged()

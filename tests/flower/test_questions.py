@@ -18,9 +18,10 @@ from fedcl.core import wire
 from fedcl.core.client import Kept, Model
 from fedcl.core.engine import Position, Request
 from fedcl.core.local import CrossEntropy, Local, Proximal
+from fedcl.flower.agreement import fingerprints
 from fedcl.flower.client_app import enter, leave, respond
 from fedcl.flower.memories import ClientMemory
-from fedcl.flower.messages import Coded, Question, fingerprints, read_failure, read_reply
+from fedcl.flower.messages import Coded, Question, read_failure, read_reply
 from tests.flower_trial import Own
 from tests.tiny import first_parameters, same, tiny, watched
 
@@ -34,7 +35,9 @@ def question_of(
     words = wire.vocabulary(experiment.method)
     coded = Coded.of((request.program, request.message, request.told), words)
     config = fingerprints(experiment.resolved)
-    return Question(name, config, coded, request.position, base, request.committed)
+    return Question(
+        name, config, coded, request.position, base, request.committed, blank=request.blank
+    )
 
 
 def training(experiment: Experiment) -> Request:
@@ -87,6 +90,7 @@ def test_all_that_a_method_asks_travels_as_plain_values(name: str) -> None:
         found = arrived.request(words)
         assert found.program == request.program
         assert (found.told, found.secret) == (request.told, request.secret)
+        assert found.blank == request.blank
         assert same(found.message, request.message)
 
 
@@ -102,7 +106,7 @@ def test_a_node_answers_as_a_site_does(node: Callable[..., RecordDict]) -> None:
     request = training(experiment)
     content = node(question_of(experiment, request), id=1)
     assert_plain(content)
-    reply, remembered = read_reply(content, wire.vocabulary(experiment.method))
+    reply, remembered = read_reply(content, request.position, wire.vocabulary(experiment.method))
     assert same(reply, build_site(experiment).answer(request, 1, None, request.message).reply)
     assert not remembered
 
@@ -124,6 +128,22 @@ def test_asking_again_gives_the_same_answer_and_memory(
     assert same(memory.read(kept), before)
     # A run that was cut off and starts again from the beginning.
     assert node(question_of(experiment, first)) == once
+    assert memory.moments() == [(0, 0, 0, 0)]
+
+
+def test_where_only_the_form_is_wanted_no_memory_changes(
+    node: Callable[..., RecordDict], tmp_path: Path
+) -> None:
+    experiment = tiny({"method.name": "replay"})
+    (first, _), (second, _) = watched(experiment)[1].requests[:2]
+    words = wire.vocabulary(experiment.method)
+    memory = ClientMemory(tmp_path / "clients" / "0", words)
+    once = node(question_of(experiment, first), own=experiment)
+    probe = node(question_of(experiment, replace(first, blank=True)))
+    assert read_reply(once, first.position, words)[1]
+    assert not read_reply(probe, first.position, words)[1]
+    later = question_of(experiment, replace(second, blank=True), Kept((0, 0, 0, 0)))
+    assert not read_reply(node(later), second.position, words)[1]
     assert memory.moments() == [(0, 0, 0, 0)]
 
 
