@@ -67,14 +67,8 @@ def run(
     experiment = load_config(config, overrides(set_))
     name = f"{config.stem}-{experiment.names['method'].rpartition(':')[2]}-{experiment.seed}"
     folder = out or Path("runs") / name
-    words = [
-        "fedcl",
-        "run",
-        str(config),
-        *[w for s in set_ or [] for w in ("--set", s)],
-        "--out",
-        str(folder),
-    ]
+    words = ["fedcl", "run", str(config), *[w for s in set_ or [] for w in ("--set", s)]]
+    words += ["--out", str(folder)]
     columns = (
         TextColumn("stage {task.fields[stage]}"),
         BarColumn(),
@@ -195,8 +189,9 @@ def report(
     out_console.print(str(page), markup=False, soft_wrap=True)
 
 
-for _module, _name in (("fedcl.flower.command", "flower"), ("fedcl.auditcommand", "audit")):
-    app.command(name=_name)(getattr(importlib.import_module(_module), _name))
+_ABOVE = {"audit": "auditcommand", "flower": "flower.command", "keys": "keyscommand"}
+for _name, _module in _ABOVE.items():
+    app.command(name=_name)(getattr(importlib.import_module(f"fedcl.{_module}"), _name))
 
 
 def overrides(settings: list[str] | None) -> dict[str, Any]:
