@@ -11,7 +11,8 @@ from fedcl.core import wire
 from fedcl.core.client import Kept
 from fedcl.core.engine import Position
 from fedcl.core.errors import ResumeError
-from fedcl.flower.memories import ClientMemory, Moment
+from fedcl.flower.memories import ClientMemory
+from fedcl.flower.versions import Moment
 
 WORDS = wire.vocabulary()
 

@@ -1,0 +1,68 @@
+"""A client that remembers, in processes that may be killed: one question a line, one answer.
+
+Whenever one is dead, the next begins, a copy of a process that loads nothing but what is needed.
+
+python -m tests.flower.memory_writer FOLDER
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from fedcl.flower.versions import BEFORE_ALL, Moment, Versions
+
+
+def content(base: bytes, question: dict[str, Any]) -> bytes:
+    """Returns what a client remembers after a question: of uneven size, and a function of both."""
+    words = json.dumps(question, sort_keys=True).encode()
+    seed = hashlib.sha256(hashlib.sha256(base).digest() + words).digest()
+    return seed * (1 + 512 * (seed[0] // 16))
+
+
+def moment_of(question: dict[str, Any]) -> Moment:
+    """Returns the version that a question writes."""
+    stage, round, exchange, attempt = question["position"]
+    return stage, round, attempt, exchange
+
+
+def answer(versions: Versions, question: dict[str, Any]) -> None:
+    """Does what a node does: rolls back, reads, writes."""
+    base: Moment = tuple(question["base"])
+    stage, round = question["position"][:2]
+    versions.roll_back(base, (stage, round), tuple(question["committed"]))
+    before = b"" if base == BEFORE_ALL else versions.read(base)
+    versions.write(moment_of(question), content(before, question))
+
+
+def live(folder: Path, life: int) -> None:
+    """Answers the questions that are meant for this life, not those that an earlier one left."""
+    print(f"born {os.getpid()}", flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if asked["life"] == life:
+            answer(Versions(folder), asked["question"])
+            print("done", flush=True)
+
+
+def main() -> None:
+    """Lets one process live after the other, until nobody asks any more."""
+    life = 0
+    while True:
+        child = os.fork()
+        if not child:
+            live(Path(sys.argv[1]), life)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print("dead", flush=True)
+        if not os.WIFSIGNALED(status):
+            return
+        life += 1
+
+
+if __name__ == "__main__":
+    main()
