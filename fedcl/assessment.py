@@ -8,21 +8,18 @@ from typing import Any
 import numpy as np
 
 from fedcl.config import Experiment
-from fedcl.core.evaluate import Answers, answer
+from fedcl.core.evaluate import Answers
 from fedcl.core.memories import Memories
 from fedcl.core.method import Method
-from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
-from fedcl.core.task import Examples
-from fedcl.core.tree import settle
+from fedcl.core.survey import answered, expected, stream_at
 from fedcl.record import Row
 
 
 def assess(
     experiment: Experiment,
-    stream: Stream,
     site: Site,
     state: Any,
     memories: Memories,
@@ -30,7 +27,7 @@ def assess(
     rounds: int,
     at_end: bool,
     untrained: bool,
-) -> tuple[list[Row], float]:
+) -> tuple[list[Row], float | None]:
     """Returns the rows of one evaluation and the mean accuracy over the tasks met so far.
 
     Inside a stage the tasks met so far are evaluated; at its end, and before any training, all
@@ -40,7 +37,7 @@ def assess(
     Otherwise nobody owns test rows, and it is the expected accuracy under the client's own mix of
     classes: the mean of the classes' accuracies weighted by its training examples of each class.
     """
-    settings = experiment.evaluation
+    settings, stream = experiment.evaluation, stream_at(site)
     met = {task for earlier in range(stage + 1) for task in stream.present(earlier)}
     tasks = range(len(stream.tasks)) if at_end or untrained else sorted(met)
     start = {
@@ -54,9 +51,7 @@ def assess(
     found: dict[tuple[str, int], Answers] = {}
     for split in settings.splits:
         for task in tasks:
-            answers = held_out_answers(
-                experiment, stream, site, state, state.params, split, task, stage
-            )
+            answers = held_out_answers(experiment, site, state, state.params, split, task, stage)
             found[split, task] = answers
             for metric, value in (("accuracy", answers.accuracy), ("loss", answers.loss)):
                 rows.append(
@@ -79,12 +74,11 @@ def assess(
             rows.extend(
                 _client_rows(experiment, stream, site, state, memories, stage, rounds, split, found)
             )
-    return rows, float(np.mean(known)) if known else float("nan")
+    return rows, float(np.mean(known)) if known else None
 
 
 def held_out_answers(
     experiment: Experiment,
-    stream: Stream,
     site: Site,
     state: Any,
     params: Params,
@@ -96,20 +90,15 @@ def held_out_answers(
 
     Args:
         experiment: Its method says how to predict.
-        stream: Who holds what, when.
-        site: Where the model computes.
+        site: Where the model computes, with the data.
         state: The method's state.
         params: The parameters to evaluate.
         split: Which held-out examples.
         task: The task.
         stage: Decides which classes a prediction may choose from.
     """
-    data = stream.held_out(task, split)
-    dtype = next(iter(params.values())).dtype
-    data = settle(Examples(data.x.to(dtype), data.y), site.device)
-    allowed = stream.head(task, stage).to(site.device)
-    net = Net(site.model, settle(dict(params), site.device))
-    return answer(experiment.method, state, net, data, allowed, experiment.evaluation.batch_size)
+    batch = experiment.evaluation.batch_size
+    return answered(experiment.method, site, state, params, split, task, stage, batch)
 
 
 def _client_rows(
@@ -133,9 +122,7 @@ def _client_rows(
         params = method.personal(state, memories.look(client)) if personal else state.params
         for task in dict.fromkeys(history):
             if personal:
-                answers = held_out_answers(
-                    experiment, stream, site, state, params, split, task, stage
-                )
+                answers = held_out_answers(experiment, site, state, params, split, task, stage)
             else:
                 answers = found[split, task]
             value, n = _own_accuracy(stream, client, task, split, answers)
@@ -163,10 +150,4 @@ def _own_accuracy(
     if owner is not None:
         own = right[owner == client]
         return (float(own.mean()), len(own)) if len(own) else (0.0, 0)
-    labels = answers.labels.numpy()
-    tested = np.bincount(labels, minlength=stream.classes)
-    share = stream.label_counts(client, task) * (tested > 0)
-    if not share.sum():
-        return 0.0, 0
-    by_class = np.bincount(labels, weights=right, minlength=stream.classes) / np.maximum(tested, 1)
-    return float((share * by_class).sum() / share.sum()), int(tested[share > 0].sum())
+    return expected(stream, client, task, answers.labels, answers.right)

@@ -175,6 +175,7 @@ def _check(experiment: Experiment) -> None:
             f"method {name!r} asks for single replies, but the channel hides them: take another "
             "method or remove the step that hides replies from [[channel]]"
         )
+    _check_evaluation(experiment)
     _check_rule(experiment)
     channel = experiment.channel
     protecting = [k for k, step in enumerate(channel) if hasattr(step, "mechanism")]
@@ -205,6 +206,26 @@ def _check(experiment: Experiment) -> None:
         raise ConfigError(
             '[evaluation] splits names "validation", but nothing is held out: set '
             "stream.validation, e.g. to 0.1"
+        )
+
+
+def _check_evaluation(experiment: Experiment) -> None:
+    """Refuses metrics of private data that would go up past what protects everything else."""
+    if experiment.evaluation.where == "server":
+        return
+    hiding = [
+        table["name"]
+        for step, table in zip(experiment.channel, experiment.resolved["channel"], strict=True)
+        if hides_replies([step]) or hasattr(step, "mechanism")
+    ]
+    protects = f"[[channel]] {hiding[0]!r}" if hiding else ""
+    if experiment.promise is not None:
+        protects = f"[training.local] {experiment.resolved['training']['local']['name']!r}"
+    if protects:
+        raise ExposureError(
+            '[evaluation] where = "clients" sends up what each client\'s model gets right on its '
+            f"own data, past {protects}, which protects that: evaluate on data of the server's own "
+            '(where = "server"), or do without the protection'
         )
 
 

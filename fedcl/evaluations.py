@@ -43,8 +43,8 @@ def accuracy_matrix(
 
     A stage ends with its last evaluated round; a task without a row in that round is missing there,
     even if an earlier round has one. With `client`, tasks come in the order in which that client
-    met them: it has rows from then on only. Its stage i ends with the first evaluation after it met
-    its i-th task (recurring tasks begin no stage), its last stage with its last evaluation.
+    met them: it has rows from then on only. Its stage i ends with the last evaluation of the stage
+    in which it met its i-th task (recurring tasks begin no stage), its last with its last one.
 
     Args:
         rows: The table; rows of other metrics, splits, models and clients are skipped.
@@ -82,10 +82,14 @@ def accuracy_matrix(
     else:
         order = list(dict.fromkeys(task for at in rounds for task in sorted(cells[at])))
         met: set[int] = set()
+        own: dict[int, int] = {}  # the client's own stage by round
         for at in rounds:
             met.update(cells[at])
-            stage_of[at] = len(met) - 1
-        ends = {stage_of[at]: at for at in reversed(rounds)} | {len(order) - 1: rounds[-1]}
+            own[at] = len(met) - 1
+        began = {own[at]: stage_of[at] for at in reversed(rounds)}
+        ends = {own[at]: at for at in rounds if stage_of[at] == began[own[at]]}
+        ends[len(order) - 1] = rounds[-1]
+        stage_of = own
     table = [[cells.get(at, {}).get(j, (np.nan, np.nan)) for j in order] for at in (0, *rounds)]
     values = np.array(table, dtype=np.float64).reshape(len(table), len(order), 2)
     position = {at: index for index, at in enumerate((0, *rounds))}

@@ -33,6 +33,7 @@ from fedcl.record import Record, finish
 from fedcl.repeated import Look, Repeats
 from fedcl.rounds import Rounds
 from fedcl.summary import read_reference, summarise
+from fedcl.survey import survey
 from fedcl.tuning import tuned
 from fedcl.workload import training_flops
 
@@ -163,8 +164,6 @@ class _Loop:
         saved = self.journal.restore(self.site.device)
         if saved is not None:
             state, channel, first = saved
-        else:
-            self._evaluate(state, 0, at_end=False, untrained=True)
         ledger = self.journal.ledger
         again = Repeats(self.experiment.resolved, asked_again)
         self.watches = opened_watches(self.experiment, self.site, ledger, saved is None, again)
@@ -199,6 +198,8 @@ class _Loop:
                 getattr(engine, "reason", "")
                 or f"{self.experiment.names['engine']}: named in the config"
             )
+            if saved is None:
+                self._evaluate(state, 0, at_end=False, untrained=True)
             rounds = Rounds(self.experiment, self.site, door, self.journal.events, self.probe.drop)
             last = self.experiment.training.rounds
             for stage in range(first[0], self.stream.stages):
@@ -276,16 +277,12 @@ class _Loop:
             if at_end:
                 self.look.at(state, stage)
             return
-        rows, accuracy = assess(
-            self.experiment,
-            self.stream,
-            self.site,
-            state,
-            self.memories,
-            stage,
-            self.journal.rounds,
-            at_end,
-            untrained,
-        )
-        self.journal.record.evaluations.extend(rows)
+        at = self.experiment, self.site, state, self.memories, stage, self.journal.rounds
+        if self.experiment.evaluation.where == "clients":
+            found = survey(*at)
+            self.journal.take(found)
+            accuracy = found.accuracy
+        else:
+            rows, accuracy = assess(*at, at_end, untrained)
+            self.journal.record.evaluations.extend(rows)
         self.accuracy = self.accuracy if untrained else accuracy

@@ -38,6 +38,7 @@ from fedcl.record import (
     write_text,
 )
 from fedcl.store import Store, check_same, scratch
+from fedcl.survey import Survey
 
 
 @contextmanager
@@ -173,6 +174,12 @@ class Journal:
                 "seconds": exchange.seconds,
             }
         )
+
+    def take(self, survey: Survey) -> None:
+        """Books what clients found on their own held-out examples."""
+        self.record.evaluations.extend(survey.rows)
+        self.record.costs.extend(survey.costs)
+        self.rejected.extend(survey.rejected)
 
     def commit(self, state: Any, channel: Sequence[Any], following: tuple[int, int]) -> None:
         """Writes everything since the last commit in one transaction.

@@ -127,9 +127,7 @@ class Probe:
         client_stage = len(self.stream.history(id, stage)) - 1
         for split in self.experiment.evaluation.splits:
             for task in old_tasks(self.stream, stage):
-                answers = held_out_answers(
-                    self.experiment, self.stream, site, state, params, split, task, stage
-                )
+                answers = held_out_answers(self.experiment, site, state, params, split, task, stage)
                 yield {
                     "round": rounds,
                     "stage": stage,

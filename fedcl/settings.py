@@ -65,7 +65,11 @@ class Evaluation:
         every: Rounds between evaluations inside a stage; 0 means at stage ends only.
         splits: Held-out data to evaluate on; `validation` alone leaves the test set untouched while
             tuning.
-        clients: Clients that get rows of their own at stage ends, evenly spaced among all.
+        clients: Clients that get rows of their own, evenly spaced among all: at stage ends, or in
+            every evaluation when clients evaluate; at most so many are asked then.
+        where: Who evaluates. `server`: the simulator's own view of all held-out data. `clients`:
+            each on its own held-out examples of the tasks that it has met, as real devices do it;
+            what they tell is booked as traffic, and nothing protects it.
         batch_size: Examples of one forward pass.
         reference: Folder of a finished `joint` run on the same stream, whose accuracies are the
             a*_j of intransigence.
@@ -77,6 +81,7 @@ class Evaluation:
     every: int = 5
     splits: tuple[Literal["test", "validation"], ...] = ("test",)
     clients: int = 100
+    where: Literal["server", "clients"] = "server"
     batch_size: int = 1024
     reference: str = ""
     decompose: int = 0
@@ -95,6 +100,13 @@ class Evaluation:
         if not self.splits or len(set(self.splits)) < len(self.splits):
             raise ValueError(
                 f"splits must name each split once and at least one, not {self.splits}"
+            )
+        if self.where == "clients" and not self.clients:
+            raise ValueError('where = "clients" asks nobody with clients = 0: raise it')
+        if self.where == "clients" and self.decompose:
+            raise ValueError(
+                "decompose looks at what no client tells, local models on the union of all "
+                'held-out data: it needs where = "server"'
             )
 
     def is_planned(self, finished: int, rounds: int) -> bool:

@@ -22,6 +22,13 @@ from fedcl.decomposition import PAYLOAD, by_task, loss_decomposition, mean
 from fedcl.evaluations import accuracy_matrix, over_clients
 from fedcl.record import Record, Row
 
+_NUMBERS = (
+    *("accuracy_matrix", "untrained_accuracy", "average_accuracy", "average_accuracy_by_stage"),
+    *("pooled_accuracy", "average_incremental_accuracy", "forgetting", "forgetting_first_last"),
+    *("forgetting_clipped", "backward_transfer", "forward_transfer", "learning_accuracy"),
+    *("intransigence", "anytime_accuracy"),
+)
+
 
 def summarise(
     experiment: Experiment, stream: Stream, record: Record, joint: Sequence[float] | None
@@ -44,11 +51,12 @@ def summarise(
         row for row in accuracies if row["model"] != "local" and is_planned(row["round"], rounds)
     ]
     matrices = _matrices(rows)
-    numbers = (
-        _own_orders(rows, matrices)
-        if not stream.order.shared
-        else _shared(rows, stream, split, joint)
-    )
+    if not any(row["client"] is None for row in rows):  # clients were asked, and nobody answered
+        numbers = dict.fromkeys(_NUMBERS)
+    elif stream.order.shared:
+        numbers = _shared(rows, stream, split, joint)
+    else:
+        numbers = _own_orders(rows, matrices)
     names = experiment.names
     up, down = _bytes(record.costs, "up"), _bytes(record.costs, "down")
     return {
@@ -59,6 +67,7 @@ def summarise(
         "dataset": names["dataset"],
         "model": names["model"],
         "split": split,
+        "evaluated_by": experiment.evaluation.where,
         **numbers,
         **_losses(accuracies, len(stream.tasks), split),
         "clients": _clients(matrices),
@@ -97,7 +106,9 @@ def _shared(
         forward_transfer=forward,
         learning_accuracy=metrics.learning_accuracy(matrix),
         intransigence=None if joint is None else metrics.intransigence(matrix, joint),
-        anytime_accuracy=metrics.anytime_accuracy(table.curve, table.stages),
+        anytime_accuracy=metrics.anytime_accuracy(table.curve, table.stages)
+        if len(table.curve)
+        else None,
     )
 
 
@@ -106,7 +117,7 @@ def _own_orders(rows: Sequence[Row], per_client: Mapping[int, Any]) -> dict[str,
     ends = [
         row for row in rows if row["client"] is None and row["model"] == "global" and row["round"]
     ]
-    final_round = max(row["round"] for row in ends)
+    final_round = max((row["round"] for row in ends), default=0)
     final = {row["task"]: row for row in ends if row["round"] == final_round}
     accuracies = [final[task]["value"] for task in sorted(final)]
     sizes = [final[task]["n"] for task in sorted(final)]
@@ -123,9 +134,9 @@ def _own_orders(rows: Sequence[Row], per_client: Mapping[int, Any]) -> dict[str,
     return _plain(
         accuracy_matrix=None,
         untrained_accuracy=None,
-        average_accuracy=float(np.mean(accuracies)),
+        average_accuracy=float(np.mean(accuracies)) if accuracies else None,
         average_accuracy_by_stage=None,
-        pooled_accuracy=metrics.pooled_accuracy(accuracies, sizes),
+        pooled_accuracy=metrics.pooled_accuracy(accuracies, sizes) if accuracies else None,
         average_incremental_accuracy=None,
         forward_transfer=None,
         intransigence=None,
@@ -153,11 +164,12 @@ def _matrices(rows: Sequence[Row]) -> dict[int, Any]:
     for row in rows:
         if row["client"] is not None:
             by_client.setdefault(row["client"], []).append(row)
-    kinds = {id: own[0]["model"] for id, own in by_client.items()}
-    split = rows[0]["split"] if rows else "test"
+    personal = any(row["model"] == "personal" for row in rows)
+    model, split = "personal" if personal else "global", rows[0]["split"] if rows else "test"
     return {
-        id: accuracy_matrix(own, split=split, model=kinds[id], client=id).matrix
+        id: accuracy_matrix(own, split=split, model=model, client=id).matrix
         for id, own in by_client.items()
+        if any(row["round"] for row in own)
     }
 
 
@@ -253,8 +265,13 @@ def read_reference(folder: str, experiment: Experiment, stream: Stream) -> list[
         matrix = found["accuracy_matrix"]
         if found["method"] != "joint" or matrix is None:
             raise ValueError(f"it is a run of {found['method']!r}")
-        own = {**experiment.names, "split": main_split(experiment)}
-        for key in ("dataset", "stream", "split"):
+        own = {
+            **experiment.names,
+            "split": main_split(experiment),
+            "evaluated_by": experiment.evaluation.where,
+        }
+        found.setdefault("evaluated_by", "server")
+        for key in ("dataset", "stream", "split", "evaluated_by"):
             if found[key] != own[key]:
                 raise ValueError(f"its {key} is {found[key]!r}, not {own[key]!r}")
         if len(matrix) != len(stream.tasks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
@@ -20,6 +21,17 @@ from tests.tiny import (
 )
 
 METHODS = available("methods")
+
+
+@dataclass
+class Looking:
+    """Takes the method's state at the end of each stage (`fedcl.repeated.Look`)."""
+
+    states: list[Any] = field(default_factory=list)
+
+    def at(self, state: Any, stage: int) -> None:
+        """Takes a state."""
+        self.states.append(state)
 
 
 every_method = pytest.mark.parametrize("name", METHODS)

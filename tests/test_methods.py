@@ -15,9 +15,15 @@ from typing import Literal
 import pytest
 
 import fedcl
+from fedcl.assembly import build_site
+from fedcl.core import wire
 from fedcl.core.errors import ExposureError
+from fedcl.core.evaluate import predicted
 from fedcl.core.method import Method
-from tests.conformance import METHODS, cls, every_method, of, plain, run_or_refused, seen
+from fedcl.core.survey import stream_at
+from fedcl.core.tree import nbytes
+from fedcl.experiment import asked_again
+from tests.conformance import METHODS, Looking, cls, every_method, of, plain, run_or_refused, seen
 from tests.ray_house import RayHouse
 from tests.tiny import (
     CNN,
@@ -105,6 +111,20 @@ def test_under_secure_aggregation_it_runs_alike_or_is_refused(name: str) -> None
         return
     hidden = fedcl.run(of(name, channel=channel))
     assert same(dict(hidden.params), dict(plain(name).params))
+
+
+@every_method
+def test_what_clients_get_for_prediction_is_enough_and_no_more(name: str) -> None:
+    experiment = of(name, {"training.rounds": 1, "stream.tasks": 1})
+    site, look = build_site(experiment), Looking()
+    asked_again(experiment, site, look)  # type: ignore[arg-type]
+    method, stream, words = experiment.method, stream_at(site), wire.vocabulary(experiment.method)
+    (state,) = look.states
+    view = wire.loads(wire.dumps(method.for_prediction(state), words), words)
+    x, allowed = stream.held_out(0, "test").x, stream.head(0, 0)
+    whole, part = (predicted(method, s, site.model, x, allowed, 16) for s in (state, view))
+    assert same(whole, part)
+    assert nbytes(view) == nbytes(state.params), "by its name alone no method needs more"
 
 
 # --- What it learns, and that it does so again. ---

@@ -23,8 +23,9 @@ def summary(run: Path) -> dict[str, Any]:
 
 
 def test_a_report_shows_the_numbers_of_the_summary(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", summary={"intransigence": 0.0123})
+    run = write_run(tmp_path / "run", summary={"intransigence": 0.0123, "evaluated_by": "clients"})
     page = write_report(run).read_text(encoding="utf-8")
+    assert "each on its own held-out examples" in page and "union test set;" not in page
     assert page.startswith("<!DOCTYPE html>")
     numbers, texts = summary(run), shown(page)
     for name in ("average_accuracy", "pooled_accuracy", "learning_accuracy", "anytime_accuracy"):
@@ -47,6 +48,7 @@ def test_a_report_shows_the_numbers_of_the_summary(tmp_path: Path) -> None:
 def test_a_report_says_all_that_is_needed_to_repeat_the_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", scenario="domain")
     page = write_report(run).read_text(encoding="utf-8")
+    assert "On the server&#39;s union test set;" in page
     assert "domain-incremental" in page
     assert "fedcl run &#39;my configs/fot.toml&#39; --set seed=0" in page
     assert "[stream.partition]" in page  # the config as it is written

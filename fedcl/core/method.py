@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor
 
+from fedcl.core.client import Model
 from fedcl.core.coverage import UNDECLARED, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.local import masked_logits
@@ -111,7 +112,7 @@ class Method(ABC, Generic[S]):
         """Returns (n, classes) logits of (n, ...) inputs.
 
         Args:
-            state: The method's state.
+            state: The method's state, or what `for_prediction` makes of it.
             net: The network with the parameters to evaluate.
             x: Inputs.
             allowed: (classes,) bool, what the scenario lets a prediction choose from.
@@ -141,7 +142,21 @@ class Method(ABC, Generic[S]):
         """Returns what it needs besides the model, so that a run that cannot fit is refused."""
         return Needs()
 
+    def for_prediction(self, state: S) -> Any:
+        """Returns what `predict` and `personal` need of the state: all of it that clients get.
+
+        It has `.params`, and can travel as a message can. A method whose `predict` looks at more of
+        its state than the parameters says what.
+        """
+        params: Params = state.params  # type: ignore[attr-defined]
+        return Model(params)
+
     def personal(self, state: S, memory: Any) -> Params:
-        """Returns the parameters that a client with this memory is evaluated with."""
+        """Returns the parameters that a client with this memory is evaluated with.
+
+        Args:
+            state: The method's state, or what `for_prediction` makes of it.
+            memory: What the client remembers, or None.
+        """
         params: Params = state.params  # type: ignore[attr-defined]
         return params

@@ -27,7 +27,7 @@ _COLUMNS = {
     "privacy.csv": "channel mechanism unit epsilon delta note",
 }
 _OPTIONAL = (
-    "dataset model engine engine_reason pooled_accuracy average_incremental_accuracy "
+    "dataset model evaluated_by engine engine_reason pooled_accuracy average_incremental_accuracy "
     "average_accuracy_by_stage anytime_accuracy learning_accuracy forgetting forgetting_first_last "
     "forgetting_clipped backward_transfer forward_transfer intransigence local_update_loss "
     "aggregation_loss local_update_loss_by_task aggregation_loss_by_task clients bytes_up "

@@ -22,6 +22,7 @@ from fedcl.core.analytic import Regressors
 from fedcl.core.errors import ClientError, ConfigError
 from fedcl.core.model import Net
 from fedcl.core.params import Params
+from fedcl.methods.analytic import State
 from fedcl.planned import Planned
 from tests.tiny import (
     CNN,
@@ -186,6 +187,8 @@ def test_after_each_stage_it_knows_all_stages_so_far(projection: int, tmp_path: 
         assert len(unseen) == 3 - stage and not bool(weights[:, unseen].any())
         if projection:
             assert same({n: state.params[n] for n in HEAD}, {n: body[n] for n in HEAD})
+        view = experiment.method.for_prediction(state)
+        assert view == State(state.params, weights=state.weights), "no sums go to a client"
 
 
 # --- Features that are learnt first. ---
