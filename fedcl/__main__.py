@@ -189,8 +189,8 @@ def report(
     out_console.print(str(page), markup=False, soft_wrap=True)
 
 
-_ABOVE = {"audit": "auditcommand", "flower": "flower.command", "keys": "keyscommand"}
-for _name, _module in _ABOVE.items():
+for _module in ("auditcommand", "flower.command", "keyscommand", "watchcommand"):
+    _name = _module.removesuffix("command").rstrip(".")
     app.command(name=_name)(getattr(importlib.import_module(f"fedcl.{_module}"), _name))
 
 

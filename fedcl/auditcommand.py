@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fedcl.core.errors import ConfigError
-from fedcl.record import write_text
 
 DEFAULT = ("residual", "canaries", "backdoor", "inversion", "classes")
 # They attack what clients send, and would attack canaries among them.
@@ -75,6 +74,7 @@ def audit_run(
     from fedcl.config import load_config
     from fedcl.core.ledger import Ledger
     from fedcl.experiment import run as run_experiment
+    from fedcl.record import write_text
 
     done = _summary(run)
     wanted = []
