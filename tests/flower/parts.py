@@ -49,6 +49,7 @@ class Part:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         return self
 
@@ -60,7 +61,10 @@ class Part:
     def pids(self, program: str = "") -> list[int]:
         """Returns the processes of this part, or those of them that run a program such as
         `flwr-serverapp`."""
-        return [pid for pid, line in _marked(self._mark) if program in line]
+        group = 0  # nobody's; a number that the system may give to others once it is waited for
+        if self._process is not None and self._process.returncode is None:
+            group = self._process.pid
+        return [pid for pid, line in _marked(self._mark, group) if program in line]
 
     def kill(self, program: str = "") -> None:
         """Kills all processes of this part at once, as a loss of power does, or one program."""
@@ -112,20 +116,24 @@ class Part:
         return len(found)
 
 
-def _marked(mark: str) -> list[tuple[int, str]]:
-    """Returns number and command line of every living process with a mark."""
+def _marked(mark: str, group: int) -> list[tuple[int, str]]:
+    """Returns number and command line of every living process with a mark, or of a group.
+
+    Flower's helpers are in groups of their own; nginx hides its environment.
+    """
     wanted = f"{MARK}={mark}".encode()
     found = []
     for place in Path("/proc").iterdir():
         if not place.name.isdigit():
             continue
         try:
-            if wanted not in (place / "environ").read_bytes().split(b"\0"):
-                continue
             line = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            theirs = (place / "environ").read_bytes().split(b"\0")
+            # A process that is dead and not yet waited for has no command line.
+            if line and (wanted in theirs or os.getpgid(int(place.name)) == group):
+                found.append((int(place.name), line))
         except OSError:  # it has ended meanwhile, or is another user's
             continue
-        found.append((int(place.name), line))
     return found
 
 
