@@ -19,8 +19,8 @@ from fedcl.core.client import Kept
 from fedcl.core.errors import ClientError, ConfigError, FedclError, ResumeError
 from fedcl.core.site import Site
 from fedcl.flower import simulation
-from fedcl.flower.client_app import enter
 from fedcl.flower.memories import ClientMemory
+from fedcl.flower.simulated import enter
 from tests.ray_house import RayHouse
 from tests.sealing import betrayed, looked, spied
 from tests.tiny import Interrupted, Watching, assert_same_runs, interrupt_after, tiny

@@ -84,7 +84,7 @@ class Flower:
         simulation = _flower("simulation")
         self._simulation, self._own = simulation.obtain(launch["clients"], self.workers, self.gpus)
         experiment = uuid4().hex
-        _flower("client_app").enter(
+        _flower("simulated").enter(
             self._simulation.home, experiment, launch["resolved"], self._memory
         )
         self._link = _flower("server").Link(
@@ -106,7 +106,7 @@ class Flower:
         return results
 
     def _recall(self, id: int, kept: Any) -> Any:
-        return _flower("client_app").recall(self._memory, id, kept, self._link.words)
+        return _flower("simulated").recall(self._memory, id, kept, self._link.words)
 
     def close(self) -> None:
         """Ends what `open` began; a kept simulation goes on."""
@@ -114,7 +114,7 @@ class Flower:
             self._simulation.stop()
         elif self._link is not None:
             self._link.post.drain()
-            _flower("client_app").leave(self._simulation.home, self._link.experiment)
+            _flower("simulated").leave(self._simulation.home, self._link.experiment)
         if self._temporary is not None:
             self._temporary.cleanup()
         self._simulation, self._own, self._link, self._temporary = None, False, None, None

@@ -10,7 +10,7 @@ from typing import Any
 from fedcl import __version__
 
 # What each side decides for itself: it changes no client's answer.
-_OWN_AFFAIRS = ("engine", "checkpoint", "evaluation", "memory", "replies")
+_OWN_AFFAIRS = ("audit", "engine", "checkpoint", "evaluation", "memory", "replies")
 _OWN_KEYS = {"dataset": ("root",)}
 _SHOWN = 6  # differences that a message names
 

@@ -2,163 +2,218 @@
 
 A question names an experiment, a program and a place in the run. The node builds data, model and
 program from its own config, compares the two configs by their fingerprints, and keeps its memory to
-itself.
+itself. Simulated nodes and devices differ in how they find what is their own, and in nothing else.
+Whatever a question holds, the node answers it: what went wrong is an answer too.
 """
 
 from __future__ import annotations
 
-import shutil
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
-import tomli_w
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedcl.assembly import build_site
-from fedcl.config import load_config
+from fedcl.config import Experiment
 from fedcl.core import wire
-from fedcl.core.client import Unchanged
+from fedcl.core.client import Reply, Unchanged
+from fedcl.core.engine import Position
 from fedcl.core.errors import ClientError, ConfigError, FedclError
+from fedcl.core.noise import key_of
 from fedcl.core.site import Site
+from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
 from fedcl.flower import messages
 from fedcl.flower.agreement import fingerprints
 from fedcl.flower.introductions import Introduced, Introduction
 from fedcl.flower.memories import ClientMemory
-from fedcl.record import write_text
-
-
-def make_app(home: Path) -> ClientApp:
-    """Returns the app of nodes that find their configs in a folder.
-
-    Args:
-        home: Holds, for each experiment, what `enter` writes.
-    """
-    app = ClientApp()
-
-    @app.query("exchange")
-    def exchange(message: Message, context: Context) -> Message:
-        return Message(respond(message.content, _own_id(context), home), reply_to=message)
-
-    @app.query("introduction")
-    def introduction(message: Message, context: Context) -> Message:
-        return Message(introduce(message.content, _own_id(context), home), reply_to=message)
-
-    return app
-
-
-def enter(home: Path, experiment: str, resolved: Mapping[str, Any], memory: Path) -> None:
-    """Gives nodes their own copy of an experiment's config.
-
-    Args:
-        home: Where they look for it.
-        experiment: Name of the experiment.
-        resolved: The config with every default filled in.
-        memory: Folder for the clients' memories.
-    """
-    folder = home / experiment
-    folder.mkdir()
-    write_text(folder / "config.toml", tomli_w.dumps(dict(resolved)))
-    write_text(folder / "memory.txt", str(memory.resolve()))
-
-
-def leave(home: Path, experiment: str) -> None:
-    """Takes the nodes' copy of a config away."""
-    shutil.rmtree(home / experiment, ignore_errors=True)
 
 
 @dataclass(frozen=True)
-class _Home:
-    """What a node knows of one experiment, all from its own config."""
+class Own:
+    """What a node makes of its own config of an experiment.
 
-    site: Site
-    words: wire.Vocabulary
-    resolved: Mapping[str, Any]
-    config: Mapping[str, str]
-    memory: Path
+    Attributes:
+        experiment: The config.
+        keep: Holds a folder for each client that runs here, with what it keeps.
+    """
+
+    experiment: Experiment
+    keep: Path
+
+    @cached_property
+    def site(self) -> Site:
+        """Data, stream and model, built when they are first needed."""
+        return build_site(self.experiment)
+
+    @cached_property
+    def words(self) -> wire.Vocabulary:
+        """What a message or a memory may name."""
+        return wire.vocabulary(self.experiment.method)
+
+    @cached_property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Fingerprints of the config."""
+        return fingerprints(self.experiment.resolved)
 
     def check(self, asked: Mapping[str, str]) -> None:
         """Raises ConfigError when the other side has another config, and names where."""
-        names = sorted({*self.config, *asked})
-        other = [name for name in names if self.config.get(name) != asked.get(name)]
+        own = self.fingerprints
+        other = [name for name in sorted({*own, *asked}) if own.get(name) != asked.get(name)]
         if other:
             differences = ", ".join(
-                f"{name}: {self.config.get(name)} here, {asked.get(name)} asked for"
-                for name in other
+                f"{name}: {own.get(name)} here, {asked.get(name)} asked for" for name in other
             )
             raise ConfigError(
                 f"client and server have different configs ({differences}); give both the same"
             )
 
-    def answer(self, question: messages.Question, id: int) -> RecordDict:
+    def check_place(self, id: int, position: Position) -> None:
+        """Raises ConfigError for a client or a place that the config does not have."""
+        stream: Stream = self.site.population.stream  # type: ignore[attr-defined]
+        rounds = self.experiment.training.rounds
+        if id >= stream.clients:
+            raise ConfigError(
+                f"client {id} is none of the stream's {stream.clients} clients, whose ids begin "
+                "with 0: give the node another id"
+            )
+        if position.stage >= stream.stages or position.round > rounds:
+            raise ConfigError(
+                f"stage {position.stage}, round {position.round} is asked for, but the config has "
+                f"{stream.stages} stages of {rounds} rounds"
+            )
+
+
+@dataclass(frozen=True)
+class Home:
+    """A node in one experiment.
+
+    Attributes:
+        id: Which client it is.
+        load: Returns what it makes of its own copy of the config; raises ConfigError.
+        root: 32 bytes below which its secrets of this experiment lie; None for a simulated client,
+            whose secrets come with the question.
+        token: Binds the id to the node's state folder; nothing in a simulation.
+        budget: Bytes that memories below `within` may take; 0 for no bound.
+        within: Folder of all that the budget is for.
+    """
+
+    id: int
+    load: Callable[[], Own]
+    root: bytes | None = field(default=None, repr=False)
+    token: str = field(default="", repr=False)
+    budget: int = 0
+    within: Path | None = None
+
+    @cached_property
+    def own(self) -> Own:
+        """What it makes of its own copy of the config."""
+        return self.load()
+
+    @property
+    def memory(self) -> ClientMemory:
+        """What the client remembers."""
+        folder = self.own.keep / str(self.id)
+        return ClientMemory(folder, self.own.words, self.budget, self.within)
+
+    def answer(self, question: messages.Question) -> RecordDict:
         """Runs the program of a question and keeps the memory that it leaves."""
-        memory = ClientMemory(self.memory / str(id), self.words)
+        own, memory, position = self.own, self.memory, question.position
+        own.check(question.config)
+        own.check_place(self.id, position)
         if not question.blank:
-            memory.roll_back(question.base, question.position, question.committed)
-        request = question.request(self.words)
-        message = settle(request.message, self.site.device)
-        answer = self.site.answer(request, id, memory.read(question.base), message)
-        remembered = not question.blank and not isinstance(answer.memory, Unchanged)
+            memory.roll_back(question.base, position, question.committed)
+        request = question.request(own.words)
+        if self.root is not None:
+            # Whatever a server sends, what protects a device is drawn below its own root. The same
+            # question gets the same noise, and any other one gets its own: see `Question.digest`.
+            request = replace(request, secret=key_of(self.root, "question", question.digest()))
+        message = settle(request.message, own.site.device)
+        answer = own.site.answer(request, self.id, memory.read(question.base), message)
+        if question.blank:
+            return messages.write_reply(_form_of(answer.reply), False, position, own.words)
+        remembered = not isinstance(answer.memory, Unchanged)
+        reply = messages.write_reply(answer.reply, remembered, position, own.words)
         if remembered:
-            memory.write(messages.moment(question.position), answer.memory)
-        return messages.write_reply(answer.reply, remembered, question.position, self.words)
+            memory.write(messages.moment(position), answer.memory)
+        return reply
 
 
-@lru_cache(maxsize=2)
-def _home(home: Path, experiment: str) -> _Home:
-    """Returns what a node knows of an experiment; built once in a process."""
-    place = home / experiment
-    if not experiment.isalnum() or not place.is_dir():  # a name, no way out of the folder
-        raise ConfigError(f"there is no config of experiment {experiment!r} here: give it one")
-    own = load_config(place / "config.toml")
-    words = wire.vocabulary(own.method)
-    memory = Path((place / "memory.txt").read_text(encoding="utf-8"))
-    return _Home(build_site(own), words, own.resolved, fingerprints(own.resolved), memory)
+def _form_of(reply: Reply) -> Reply:
+    """Returns a reply that shows the form of another one, and nothing else of it."""
+    zeros = {name: torch.zeros_like(value) for name, value in reply.tensors.items()}
+    return Reply(zeros)
 
 
-def _own_id(context: Context) -> int:
-    return int(context.node_config["partition-id"])
+Find = Callable[[str], AbstractContextManager[Home]]
 
 
-def introduce(content: RecordDict, id: int, home: Path) -> RecordDict:
+def make_app(find: Callable[[Context, str], AbstractContextManager[Home]]) -> ClientApp:
+    """Returns the app of nodes that find what is their own in one way.
+
+    Args:
+        find: Opens a node's home in the experiment of an id, for the time of an answer; that id is
+            empty before there is an experiment.
+    """
+    app = ClientApp()
+
+    @app.query("exchange")
+    def exchange(message: Message, context: Context) -> Message:
+        return Message(respond(message.content, partial(find, context)), reply_to=message)
+
+    @app.query("introduction")
+    def introduction(message: Message, context: Context) -> Message:
+        return Message(introduce(message.content, partial(find, context)), reply_to=message)
+
+    return app
+
+
+def introduce(content: RecordDict, find: Find) -> RecordDict:
     """Says which client a node is; refuses a server with another config or version.
 
     Args:
         content: The server's own introduction (`fedcl.flower.introductions.Introduction`).
-        id: The client that is asked.
-        home: Where its configs lie.
+        find: Opens the node's home.
     """
-    torch.set_num_threads(1)
-    try:
+
+    def act() -> RecordDict:
         asked = Introduction.read(content)
-        if asked.experiment:
-            asked.check(_home(home, asked.experiment).resolved)
-        return Introduced(id).write()
-    except (FedclError, KeyError, TypeError) as error:
-        return messages.write_failure(type(error).__name__, str(error))
+        with find(asked.experiment) as home:
+            if asked.experiment:
+                asked.check(home.own.experiment.resolved)
+            return Introduced(home.id, home.token).write()
+
+    return _told(act)
 
 
-def respond(content: RecordDict, id: int, home: Path) -> RecordDict:
-    """Answers a question; an error becomes an answer that tells it.
+def respond(content: RecordDict, find: Find) -> RecordDict:
+    """Answers a question.
 
     Args:
         content: The question (`fedcl.flower.messages.Question`).
-        id: The client that is asked.
-        home: Where its configs lie.
+        find: Opens the node's home.
     """
+
+    def act() -> RecordDict:
+        question = messages.Question.read(content)
+        with find(question.experiment) as home:
+            return home.answer(question)
+
+    return _told(act)
+
+
+def _told(act: Callable[[], RecordDict]) -> RecordDict:
+    """Returns an answer; an error becomes one that tells it."""
     # One thread everywhere: one and two threads give different bits.
     torch.set_num_threads(1)
     try:
-        question = messages.Question.read(content)
-        own = _home(home, question.experiment)
-        own.check(question.config)
-        return own.answer(question, id)
+        return act()
     except ClientError as error:
         return messages.write_failure(messages.PROGRAM, error.reason, traceback.format_exc())
     except FedclError as error:
@@ -166,8 +221,3 @@ def respond(content: RecordDict, id: int, home: Path) -> RecordDict:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         return messages.write_failure(messages.PROGRAM, reason, traceback.format_exc())
-
-
-def recall(memory: Path, id: int, kept: Any, words: wire.Vocabulary) -> Any:
-    """Returns a memory that a client keeps: the simulator's own view, which no channel carries."""
-    return ClientMemory(memory / str(id), words).read(kept)

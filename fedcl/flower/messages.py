@@ -6,6 +6,8 @@ that can be run travels, and reading looks every name up in the reader's own voc
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor
 from fedcl.core import wire
 from fedcl.core.client import Kept, Reply
 from fedcl.core.engine import Position, Request
+from fedcl.core.errors import FedclError
 
 EXCHANGE = "query.exchange"
 INTRODUCTION = "query.introduction"
@@ -93,15 +96,29 @@ class Question:
 
     @classmethod
     def read(cls, content: RecordDict) -> Question:
-        """Returns the question in a Flower message; raises KeyError for any other content."""
+        """Returns the question in a Flower message; raises FedclError for any other content."""
+        try:
+            return cls._read(content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FedclError(
+                f"the question cannot be read: {error!r}; ask with the same version of fedcl"
+            ) from error
+
+    @classmethod
+    def _read(cls, content: RecordDict) -> Question:
         plain: Mapping[str, Any] = content.config_records["question"]
         config = {name: str(value) for name, value in content.config_records["config"].items()}
-        stage, round, exchange, attempt = plain["position"]
-        stage_committed, round_committed = plain["committed"]
+        stage, round, exchange, attempt = _whole(plain["position"], 0, -1, 0, 0)
+        stage_committed, round_committed = _whole(plain["committed"], 0, 0)
         base = None
         if "base" in plain:
-            a, b, c, d = plain["base"]
+            a, b, c, d = _whole(plain["base"], 0, -1, 0, 0)
             base = Kept((a, b, c, d))
+        for name, kind in (("experiment", str), ("structure", str), ("blank", bool)):
+            if not isinstance(plain[name], kind):
+                raise TypeError(f"{name} is no {kind.__name__} but {plain[name]!r:.50}")
+        if not plain["experiment"]:
+            raise ValueError("it names no experiment")
         return cls(
             experiment=plain["experiment"],
             config=config,
@@ -113,9 +130,36 @@ class Question:
             blank=plain["blank"],
         )
 
+    def digest(self) -> str:
+        """Returns a hash of all that decides the answer but the client's own data.
+
+        That is program, message, what the channel told, position with its attempt, base and config;
+        not where a resumed run would start, which may be another place when a question is repeated.
+        """
+        arrays = sorted(self.coded.arrays.items())
+        words = [
+            self.experiment,
+            sorted(self.config.items()),
+            self.coded.text,
+            _numbers(self.position),
+            None if self.base is None else self.base.moment,
+            [[name, len(array.data)] for name, array in arrays],
+        ]
+        found = hashlib.blake2b(json.dumps(words).encode())
+        for _, array in arrays:
+            found.update(array.data)
+        return found.hexdigest()
+
     def request(self, words: wire.Vocabulary) -> Request:
-        """Returns the request with program and message looked up by the reader."""
-        program, message, told = self.coded.read(words)
+        """Returns the request with program and message looked up by the reader.
+
+        Raises:
+            FedclError: It names what the reader does not know, or holds something else.
+        """
+        try:
+            program, message, told = self.coded.read(words)
+        except (TypeError, ValueError) as error:
+            raise FedclError(f"the question cannot be read: {error}") from error
         return Request(
             self.position,
             program,
@@ -196,6 +240,15 @@ def read_failure(content: RecordDict) -> tuple[str, str, str] | None:
 def moment(position: Position) -> tuple[int, int, int, int]:
     """Returns a position as a point in time: a repeated round comes after its first attempt."""
     return position.stage, position.round, position.attempt, position.exchange
+
+
+def _whole(values: Any, *least: int) -> tuple[int, ...]:
+    """Returns whole numbers; raises ValueError when one of them is none, or too small."""
+    if len(values) != len(least) or any(
+        type(value) is not int or value < bound for value, bound in zip(values, least, strict=True)
+    ):
+        raise ValueError(f"{values!r:.80} are not {len(least)} whole numbers of at least {least}")
+    return tuple(values)
 
 
 def _numbers(position: Position) -> list[int]:

@@ -16,10 +16,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedcl.core.errors import FedclError
-from fedcl.flower.client_app import make_app
 from fedcl.flower.post import Post, introduce
 from fedcl.flower.ray_session import start_ray
 from fedcl.flower.runtime import Actors, simulate
+from fedcl.flower.simulated import simulated_app
 
 
 class Simulation:
@@ -105,7 +105,7 @@ class Simulation:
             self._stopping.wait()
 
         try:
-            simulate(server, make_app(self.home), self.size, self._stopping, self._actors)
+            simulate(server, simulated_app(self.home), self.size, self._stopping, self._actors)
         except BaseException as error:
             self._failure = error
 

@@ -15,9 +15,11 @@ from fedcl.core.client import Reply
 from fedcl.core.engine import Position
 from fedcl.core.errors import ConfigError
 from fedcl.flower.agreement import differences, fingerprints, shared
-from fedcl.flower.client_app import enter, introduce
+from fedcl.flower.client_app import introduce
 from fedcl.flower.introductions import Introduced, Introduction
 from fedcl.flower.messages import read_failure, read_reply, write_reply
+from fedcl.flower.simulated import enter
+from tests.flower.nodes import simulated
 from tests.tiny import tiny
 
 
@@ -79,7 +81,9 @@ def test_own_affairs_are_not_compared() -> None:
 
 def test_another_config_is_refused_with_both_values(tmp_path: Path) -> None:
     enter(tmp_path, "test", tiny({"training.local.lr": 0.1}).resolved, tmp_path)
-    failure = read_failure(introduce(Introduction.of("test", tiny().resolved).write(), 2, tmp_path))
+    failure = read_failure(
+        introduce(Introduction.of("test", tiny().resolved).write(), simulated(tmp_path, 2))
+    )
     assert failure is not None
     assert failure[:2] == (
         "ConfigError",
@@ -87,7 +91,7 @@ def test_another_config_is_refused_with_both_values(tmp_path: Path) -> None:
         "give both the same",
     )
     agreed = Introduction.of("test", tiny({"training.local.lr": 0.1}).resolved)
-    assert Introduced.read(introduce(agreed.write(), 2, tmp_path)) == Introduced(2)
+    assert Introduced.read(introduce(agreed.write(), simulated(tmp_path, 2))) == Introduced(2)
 
 
 def test_another_version_is_refused_with_both(tmp_path: Path) -> None:
@@ -98,7 +102,7 @@ def test_another_version_is_refused_with_both(tmp_path: Path) -> None:
 
 def test_before_there_is_an_experiment_nothing_is_compared(tmp_path: Path) -> None:
     asked = Introduction("", "no JSON", "0.0.1").write()
-    assert Introduced.read(introduce(asked, 4, tmp_path)) == Introduced(4)
+    assert Introduced.read(introduce(asked, simulated(tmp_path, 4))) == Introduced(4)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,7 @@ def test_before_there_is_an_experiment_nothing_is_compared(tmp_path: Path) -> No
     ],
 )
 def test_a_bad_introduction_is_a_failure(content: dict[str, ConfigRecord], tmp_path: Path) -> None:
-    assert read_failure(introduce(RecordDict(dict(content)), 0, tmp_path)) is not None
+    assert read_failure(introduce(RecordDict(dict(content)), simulated(tmp_path, 0))) is not None
 
 
 @pytest.mark.parametrize("config", ["no JSON", "[1]"])

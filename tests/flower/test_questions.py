@@ -19,9 +19,11 @@ from fedcl.core.client import Kept, Model
 from fedcl.core.engine import Position, Request
 from fedcl.core.local import CrossEntropy, Local, Proximal
 from fedcl.flower.agreement import fingerprints
-from fedcl.flower.client_app import enter, leave, respond
+from fedcl.flower.client_app import respond
 from fedcl.flower.memories import ClientMemory
 from fedcl.flower.messages import Coded, Question, read_failure, read_reply
+from fedcl.flower.simulated import enter, leave
+from tests.flower.nodes import simulated
 from tests.flower_trial import Own
 from tests.tiny import first_parameters, same, tiny, watched
 
@@ -54,7 +56,7 @@ def node(tmp_path: Path) -> Callable[..., RecordDict]:
         if not (tmp_path / question.experiment).exists():
             resolved = (own or tiny()).resolved
             enter(tmp_path, question.experiment, resolved, tmp_path / "clients")
-        return respond(question.write(), id, tmp_path)
+        return respond(question.write(), simulated(tmp_path, id))
 
     return ask
 
@@ -168,10 +170,12 @@ def test_a_name_leads_nowhere_but_into_the_folder(
     name: str, node: Callable[..., RecordDict], tmp_path: Path
 ) -> None:
     enter(tmp_path, "test", tiny().resolved, tmp_path)
-    failure = read_failure(respond(question_of(tiny(), training(tiny())).write(), 0, tmp_path))
+    failure = read_failure(
+        respond(question_of(tiny(), training(tiny())).write(), simulated(tmp_path, 0))
+    )
     assert failure is None
     stranger = question_of(tiny(), training(tiny()), name=name)
-    failure = read_failure(respond(stranger.write(), 0, tmp_path / "test"))
+    failure = read_failure(respond(stranger.write(), simulated(tmp_path / "test", 0)))
     assert failure is not None and failure[0] == "ConfigError"
     assert f"no config of experiment {name!r}" in failure[1]
     leave(tmp_path, "test")
