@@ -23,13 +23,12 @@ from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core import wire
 from fedcl.core.client import Reply, Unchanged
-from fedcl.core.engine import Position
 from fedcl.core.errors import ClientError, ConfigError, FedclError
 from fedcl.core.noise import key_of
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
-from fedcl.flower import messages
+from fedcl.flower import evaluation, messages
 from fedcl.flower.agreement import fingerprints
 from fedcl.flower.introductions import Introduced, Introduction
 from fedcl.flower.memories import ClientMemory
@@ -74,7 +73,7 @@ class Own:
                 f"client and server have different configs ({differences}); give both the same"
             )
 
-    def check_place(self, id: int, position: Position) -> None:
+    def check_place(self, id: int, stage: int, round: int) -> None:
         """Raises ConfigError for a client or a place that the config does not have."""
         stream: Stream = self.site.population.stream  # type: ignore[attr-defined]
         rounds = self.experiment.training.rounds
@@ -83,10 +82,10 @@ class Own:
                 f"client {id} is none of the stream's {stream.clients} clients, whose ids begin "
                 "with 0: give the node another id"
             )
-        if position.stage >= stream.stages or position.round > rounds:
+        if not (0 <= stage < stream.stages and round <= rounds):
             raise ConfigError(
-                f"stage {position.stage}, round {position.round} is asked for, but the config has "
-                f"{stream.stages} stages of {rounds} rounds"
+                f"stage {stage}, round {round} is asked for, but the config has {stream.stages} "
+                f"stages of {rounds} rounds"
             )
 
 
@@ -126,7 +125,7 @@ class Home:
         """Runs the program of a question and keeps the memory that it leaves."""
         own, memory, position = self.own, self.memory, question.position
         own.check(question.config)
-        own.check_place(self.id, position)
+        own.check_place(self.id, position.stage, position.round)
         if not question.blank:
             memory.roll_back(question.base, position, question.committed)
         request = question.request(own.words)
@@ -167,6 +166,10 @@ def make_app(find: Callable[[Context, str], AbstractContextManager[Home]]) -> Cl
     def exchange(message: Message, context: Context) -> Message:
         return Message(respond(message.content, partial(find, context)), reply_to=message)
 
+    @app.query("evaluation")
+    def examination(message: Message, context: Context) -> Message:
+        return Message(evaluate(message.content, partial(find, context)), reply_to=message)
+
     @app.query("introduction")
     def introduction(message: Message, context: Context) -> Message:
         return Message(introduce(message.content, partial(find, context)), reply_to=message)
@@ -204,6 +207,28 @@ def respond(content: RecordDict, find: Find) -> RecordDict:
         question = messages.Question.read(content)
         with find(question.experiment) as home:
             return home.answer(question)
+
+    return _told(act)
+
+
+def evaluate(content: RecordDict, find: Find) -> RecordDict:
+    """Says how good a model is on the client's own held-out data; its memory stays as it is.
+
+    Args:
+        content: The question (`fedcl.flower.evaluation.Question`).
+        find: Opens the node's home.
+    """
+
+    def act() -> RecordDict:
+        try:
+            question = evaluation.Question.read(content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FedclError(f"the question cannot be read: {error!r}") from error
+        with find(question.experiment) as home:
+            own = home.own
+            own.check(question.config)
+            own.check_place(home.id, *question.place)
+            return evaluation.answer(question, own.site, own.words, home.id, home.memory.read)
 
     return _told(act)
 

@@ -120,7 +120,8 @@ class Versions:
             )
 
     def _path(self, moment: Moment) -> Path:
-        return self.folder / ("_".join(map(str, moment)) + SUFFIX)
+        # Numbers alone: a moment comes from a message, and leads nowhere but into the folder.
+        return self.folder / ("_".join(f"{part:d}" for part in moment) + SUFFIX)
 
 
 def _moment(path: Path) -> Moment:

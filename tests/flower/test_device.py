@@ -313,7 +313,8 @@ def test_in_flowers_own_simulation_it_takes_the_run_config(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     changes = {"method.name": "replay"}
     config, experiment = write_config(tmp_path, changes), tiny({**changes, "training.rounds": 3})
-    run = {"config": str(config), "set": "training.rounds=3", "out": str(tmp_path / "run") * out}
+    run: UserConfig = {"config": str(config), "set": "training.rounds=3"}
+    run["out"] = str(tmp_path / "run") if out else ""
     find = partial(at_home, Context(1, 7, {"partition-id": 2}, RecordDict(), run))
     asked = Introduction.of(EXPERIMENT, experiment.resolved).write()
     assert Introduced.read(introduce(asked, find)) == Introduced(2)

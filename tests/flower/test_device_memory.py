@@ -58,6 +58,13 @@ def test_what_a_killed_process_left_half_written_is_no_version_and_goes(tmp_path
     ]
 
 
+def test_a_moment_leads_nowhere_but_into_the_folder(tmp_path: Path) -> None:
+    moment: Any = ("../secret", 0, 0, 0)
+    for act in (versions_with(tmp_path).read, lambda at: versions_with(tmp_path).write(at, b"")):
+        with pytest.raises(ValueError, match="format code 'd'"):
+            act(moment)
+
+
 def test_what_would_exceed_the_budget_is_not_written(tmp_path: Path) -> None:
     size = HEADER + 100
     versions = versions_with(tmp_path, FIRST, SECOND, budget=2 * size)
