@@ -97,8 +97,8 @@ def held_out_answers(
         task: The task.
         stage: Decides which classes a prediction may choose from.
     """
-    batch = experiment.evaluation.batch_size
-    return answered(experiment.method, site, state, params, split, task, stage, batch)
+    at = split, task, stage, experiment.evaluation.batch_size
+    return answered(experiment.method, site, stream_at(site), state, params, *at)
 
 
 def _client_rows(

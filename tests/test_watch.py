@@ -163,6 +163,15 @@ def test_a_live_federation_tells_of_its_clients(tmp_path: Path) -> None:
     assert "\x1b" not in told
 
 
+def test_a_server_that_was_resumed_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    cut(tmp_path, 3, THREE)
+    blank = dict.fromkeys(("stage", "stages", "round", "rounds", "done", "total"), 0)
+    (tmp_path / "live.json").write_text(json.dumps({**LIVE, **blank, "connected": []}))
+    frame = look(tmp_path)
+    assert (frame.stage, frame.stages, frame.round, frame.done, frame.total) == (2, 3, 1, 3, 6)
+    assert "0 of 5 clients" in text(frame)
+
+
 @pytest.mark.parametrize("name", ["live.json", "checkpoint/state.sqlite"])
 def test_what_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
     cut(tmp_path, 3, THREE)

@@ -127,11 +127,12 @@ def findings(
             'protected, and these numbers would not be; set evaluation.where = "server"'
         )
     view, found = settle(examination.view, site.device), []
-    tasks = dict.fromkeys(stream_at(site).history(client, examination.stage))
+    stream = stream_at(site)
+    tasks = dict.fromkeys(stream.history(client, examination.stage))
     for model in models_of(method):
         own = model == "personal"
         params = method.personal(view, memory) if own else view.params
-        look = _Look(method, site, examination, view, params, None if own else known)
+        look = _Look(method, site, stream, examination, view, params, None if own else known)
         for split, task in product(examination.splits, tasks):
             accuracy, loss, n = look.at(client, split, task)
             if n:
@@ -145,6 +146,7 @@ class _Look:
 
     method: Method[Any]
     site: Site
+    stream: Stream
     examination: Examination
     view: Any
     params: Params
@@ -152,8 +154,7 @@ class _Look:
 
     def at(self, client: int, split: str, task: int) -> tuple[float, float, int]:
         """Returns accuracy, loss, and the number of examples behind them; 0 where there is none."""
-        stream = stream_at(self.site)
-        owner = stream.owners(task, split)
+        owner = self.stream.owners(task, split)
         if owner is not None:
             rows = torch.from_numpy(np.flatnonzero(owner == client))
             if not len(rows):
@@ -165,17 +166,19 @@ class _Look:
             answers = self._answers(split, task, None)
             if self.known is not None:
                 self.known[split, task] = answers
-        accuracy, n = expected(stream, client, task, answers.labels, answers.right)
-        return accuracy, expected(stream, client, task, answers.labels, answers.losses)[0], n
+        accuracy, n = expected(self.stream, client, task, answers.labels, answers.right)
+        loss, _ = expected(self.stream, client, task, answers.labels, answers.losses)
+        return accuracy, loss, n
 
     def _answers(self, split: str, task: int, rows: Tensor | None) -> Answers:
         at = split, task, self.examination.stage, self.examination.batch
-        return answered(self.method, self.site, self.view, self.params, *at, rows)
+        return answered(self.method, self.site, self.stream, self.view, self.params, *at, rows)
 
 
 def answered(
     method: Method[Any],
     site: Site,
+    stream: Stream,
     state: Any,
     params: Params,
     split: str,
@@ -188,7 +191,8 @@ def answered(
 
     Args:
         method: Says how to predict.
-        site: Where the model computes, with the data.
+        site: Where the model computes.
+        stream: Holds the examples.
         state: The method's state, or what prediction needs of it.
         params: The parameters to evaluate.
         split: Which held-out examples.
@@ -197,7 +201,6 @@ def answered(
         batch: Examples of one forward pass.
         rows: (k,) places of some of the examples; None for all.
     """
-    stream = stream_at(site)
     data = stream.held_out(task, split)
     data = data if rows is None else data.take(rows)
     dtype = next(iter(params.values())).dtype

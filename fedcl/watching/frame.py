@@ -164,8 +164,9 @@ def _place(
     """Returns the present stage, from 1, and its finished rounds."""
     if finished:
         return stages, rounds
-    if live:
-        return int(live.get("stage") or 0) + 1, int(live.get("round") or 0)
+    # A server that has just been resumed has not told of any round yet.
+    if live.get("total") and live["done"] >= meta.get("rounds", 0):
+        return live["stage"] + 1, live["round"]
     if not meta:
         return None, None
     if stages and meta["stage"] >= stages:  # only the summary is missing
