@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from fedcl.config import Experiment
+from fedcl.core.arriving import Arriving
 from fedcl.core.channel import hides_replies, least_of, mechanism, mechanism_at
 from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError
 from fedcl.core.guard import Guarded
 from fedcl.core.lies import Attackers
 from fedcl.core.model import check_model
-from fedcl.core.poison import poison_of
-from fedcl.core.population import Simulated
+from fedcl.core.poison import Poison, poison_of
+from fedcl.core.population import Population, Simulated
 from fedcl.core.schedule import Pace
 from fedcl.core.sealed import Sealed
 from fedcl.core.seeds import seed_of
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
+from fedcl.elsewhere import check_elsewhere
+
+_MOST = 2.0**31  # examples of a client, where nobody knows them: what weighs more is no share
 
 
-def build_site(experiment: Experiment) -> Site:
+def build_site(experiment: Experiment, keep: Path | None = None) -> Site:
     """Returns what is needed where clients run: a pure function of the config, on whatever machine.
+
+    Args:
+        experiment: A validated experiment.
+        keep: Holds a folder for each client that runs here, where it keeps what must outlive this
+            process. Only clients whose data arrive need one; None where no client is asked.
 
     Raises:
         ConfigError: Data, stream and model do not go together.
     """
+    check_elsewhere(experiment)
     device = choose_device(experiment.training.device)
     dtype = getattr(torch, experiment.training.dtype)
     dataset = experiment.dataset.load()
@@ -44,7 +56,7 @@ def build_site(experiment: Experiment) -> Site:
         raise ConfigError(f"[training.local] {error}") from error
     model = build_model(experiment, dataset.shape, dataset.classes).to(device=device, dtype=dtype)
     return Site(
-        population=Simulated(stream, dtype, device, poison),
+        population=_population(stream, keep, dtype, device, poison),
         model=model,
         trainer=experiment.training.local,
         channel=experiment.channel,
@@ -58,6 +70,19 @@ def build_site(experiment: Experiment) -> Site:
     )
 
 
+def _population(
+    stream: Stream,
+    keep: Path | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    poison: Poison | None,
+) -> Population:
+    """Returns who takes part: with the stream's own rows, or with what arrives."""
+    if stream.elsewhere and stream.dataset.source is not None:
+        return Arriving(stream, stream.dataset.source, keep, dtype, device)
+    return Simulated(stream, dtype, device, poison)
+
+
 def is_guarded(experiment: Experiment) -> bool:
     """Returns whether replies are judged one by one, behind the engine."""
     return experiment.replies.judged or experiment.adversary.lies
@@ -69,6 +94,7 @@ def guarded(experiment: Experiment, site: Site, engine: Engine) -> Engine:
         return engine
     stream: Stream = site.population.stream  # type: ignore[attr-defined]
     own, replies = experiment.adversary, experiment.replies
+    rows = _MOST if stream.elsewhere else float(max(1, len(stream.dataset.train.labels)))
     attackers = Attackers(own, stream.clients, experiment.seed)
     return Guarded(
         engine,
@@ -76,7 +102,7 @@ def guarded(experiment: Experiment, site: Site, engine: Engine) -> Engine:
         attackers if own.lies else None,
         replies.bad == "stop",
         replies.norm,
-        replies.weight or float(max(1, len(stream.dataset.train.labels))),
+        replies.weight or rows,
     )
 
 

@@ -22,12 +22,12 @@ from fedcl.core.examples import ExampleMechanism
 from fedcl.core.method import Method
 from fedcl.core.model import Architecture
 from fedcl.core.recordrules import check_records
+from fedcl.core.scenario import StreamPlan
 from fedcl.plugins import KINDS as KINDS
 from fedcl.plugins import available as available
 from fedcl.plugins import build, checked, choices, known_keys, plugin
 from fedcl.plugins import find as find
 from fedcl.settings import Checkpoint, Evaluation, Memory, Replies, Training
-from fedcl.streams._scenario import Scenario
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Experiment:
 
     seed: int
     dataset: DatasetFactory
-    stream: Scenario
+    stream: StreamPlan
     model: Architecture
     method: Method[Any]
     training: Training

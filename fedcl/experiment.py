@@ -25,7 +25,7 @@ from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
 from fedcl.core.watched import Watched
 from fedcl.forecast import check_room, forecast, occupied
-from fedcl.journal import Journal, opened
+from fedcl.journal import Journal, clients_folder, opened
 from fedcl.ledgerfile import opened_ledger
 from fedcl.privacy import privacy_summary
 from fedcl.probe import Probe
@@ -35,6 +35,7 @@ from fedcl.rounds import Rounds
 from fedcl.summary import read_reference, summarise
 from fedcl.survey import survey
 from fedcl.tuning import tuned
+from fedcl.waiting import await_data
 from fedcl.workload import training_flops
 
 
@@ -90,13 +91,25 @@ def run(
     """
     # One thread everywhere: one and two threads give different bits.
     torch.set_num_threads(1)
+    folder = None if out is None else Path(out)
+    with clients_folder(experiment, folder) as keep:
+        return _run(experiment, folder, keep, resume, watch, command)
+
+
+def _run(
+    experiment: Experiment,
+    folder: Path | None,
+    keep: Path | None,
+    resume: bool,
+    watch: Callable[[Progress], None] | None,
+    command: tuple[str, ...],
+) -> Record:
     before = occupied("VmHWM")
-    site = build_site(experiment)
+    site = build_site(experiment, keep)
     stream: Stream = site.population.stream  # type: ignore[attr-defined]
     check_minimum(experiment, stream)
     check_protection(experiment, stream)
     joint = read_reference(experiment.evaluation.reference, experiment, stream)
-    folder = None if out is None else Path(out)
     check_room(forecast(experiment, site, before), experiment, folder)
     experiment = tuned(experiment, site, folder if resume else None)
     protection, seed = mechanism(experiment.channel), experiment.seed
@@ -203,6 +216,8 @@ class _Loop:
             rounds = Rounds(self.experiment, self.site, door, self.journal.events, self.probe.drop)
             last = self.experiment.training.rounds
             for stage in range(first[0], self.stream.stages):
+                if stage != first[0] or not first[1]:
+                    await_data(self.experiment, self.site, engine, stage)
                 for number in range(first[1] if stage == first[0] else 0, last):
                     state = self._round(state, rounds, stage, number)
         finally:

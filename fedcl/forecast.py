@@ -6,6 +6,7 @@ that has not that room is refused before it begins, and told which option to cha
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import shutil
@@ -35,7 +36,7 @@ class Forecast:
         loaded: Most memory that this process occupied while data, stream and model were built, or 0
             where that is not known.
         disk: Parts of the finished folder.
-        seconds: Time of training and evaluation in one process, about.
+        seconds: Time of training and evaluation in one process, about; NaN where nobody knows it.
     """
 
     memory: tuple[Part, ...]
@@ -69,7 +70,7 @@ def forecast(experiment: Experiment, site: Site, before: float = 0.0) -> Forecas
     moments = [server(run)]
     if run.placement.workers:
         moments += [evaluation(run), workers(run)]
-    elif site.device.type == "cpu":
+    elif site.device.type == "cpu" and not run.stream.elsewhere:
         moments += [evaluation(run), training(run), statistics(run)]
     now = occupied("VmRSS")
     parts = [
@@ -161,6 +162,8 @@ def occupied(key: str) -> float:
 def _seconds(run: Planned) -> float:
     """Returns the seconds that arithmetic and the steps' overhead take on one processor, about."""
     stream = run.stream
+    if stream.elsewhere:
+        return math.nan
     steps = visits(run.experiment, stream) / min(run.batch, max(1.0, float(run.shares[0].mean())))
     # Clients of one computation share its overhead.
     together = max(min(way.size(run.site.model), run.together) for way in run.placement.batchings)
@@ -196,7 +199,9 @@ def _disk(run: Planned) -> list[Part]:
 
 
 def show_seconds(seconds: float) -> str:
-    """Returns a rough time in words: about 20 min."""
+    """Returns a rough time in words: about 20 min; NaN is not known."""
+    if math.isnan(seconds):
+        return "not known"
     if seconds < 10:
         return "some seconds"
     units = {"s": 1.0, "min": 60.0, "h": 3600.0, "days": 86400.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -77,6 +78,23 @@ def opened(
         finally:
             if store is not None:
                 store.close()
+
+
+@contextmanager
+def clients_folder(experiment: Experiment, folder: Path | None) -> Iterator[Path | None]:
+    """Yields where clients keep what must outlive a process, for those whose data arrive.
+
+    Args:
+        experiment: The experiment; where its data do not arrive, nothing is kept.
+        folder: The run's folder; None for a run without files, whose clients forget at its end.
+    """
+    if not experiment.stream.elsewhere:
+        yield None
+    elif folder is not None:
+        yield folder / "checkpoint" / "clients"
+    else:
+        with tempfile.TemporaryDirectory(prefix="fedcl-clients-") as temporary:
+            yield Path(temporary)
 
 
 @contextmanager

@@ -96,8 +96,13 @@ class Planned:
 
     @cached_property
     def shares(self) -> tuple[npt.NDArray[np.float64], int]:
-        """The (clients,) mean number of examples of each at a stage, and the largest share."""
+        """The (clients,) mean number of examples of each at a stage, and the largest share.
+
+        All are 0 where nobody knows them.
+        """
         sums, largest = np.zeros(self.stream.clients), 0
+        if self.stream.elsewhere:
+            return sums, largest
         for task in self.stream.tasks:
             sizes = self.stream.sizes(task.index)
             sums += sizes

@@ -21,16 +21,15 @@ from pydantic.errors import PydanticUserError
 from fedcl.core.errors import ConfigError
 from fedcl.core.local import Trainer
 from fedcl.core.method import Method
-from fedcl.core.scenario import Order, Partition
+from fedcl.core.scenario import Order, Partition, StreamPlan
 from fedcl.core.schedule import SCHEDULES, Schedule
 from fedcl.streams._order import ORDERS
 from fedcl.streams._partition import PARTITIONS
-from fedcl.streams._scenario import Scenario
 
 # What a class must derive from, or the names that it must have, to be a plug-in of its kind.
 KINDS: Mapping[str, type | tuple[str, ...]] = {
     "datasets": ("load",),
-    "streams": Scenario,
+    "streams": StreamPlan,
     "models": ("build",),
     "methods": Method,
     "trainers": ("__call__", "block", "check", "private", "scaled"),

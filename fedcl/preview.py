@@ -60,8 +60,11 @@ def preview(
         f"{stream.stages} stages, {stream.clients} clients, {stream.dataset.name}: "
         f"inputs {stream.dataset.shape}, {stream.classes} classes"
     )
-    yield _tasks(stream)
-    yield from _shares(stream, width)
+    if stream.elsewhere:
+        yield from _arrivals(stream)
+    else:
+        yield _tasks(stream)
+        yield from _shares(stream, width)
     model = sum(p.numel() * p.element_size() for p in site.model.parameters())
     yield _sizes(experiment, stream, model)
     yield _needs(found, experiment, folder)
@@ -81,6 +84,23 @@ def _course(pace: Pace, width: int) -> Text:
     bars = "".join(_BARS[math.ceil(8 * pace.factor(*at))] for at in rounds)
     shown = "each round" if every == 1 else f"every {every}th round"
     return Text(f"\nlearning rate, {shown}, the highest is lr itself:\n{bars}")
+
+
+def _arrivals(stream: Stream) -> Iterator[RenderableType]:
+    """Yields what is known of data that lie with the clients: where they are here, their files."""
+    yield Text(
+        "\nAll data lie with the clients: how many examples they have, and so the memory that they "
+        "need and the time that it takes, is not known here."
+    )
+    source = stream.dataset.source
+    if source is None or not source.here:
+        return
+    table = _table("what has arrived")
+    table.add_column("client", justify="right")
+    table.add_column("arrivals", justify="right")
+    for client in range(min(stream.clients, _MOST_CLIENTS)):
+        table.add_row(str(client), str(len(source.names(client))))
+    yield table
 
 
 def _tasks(stream: Stream) -> Table:
@@ -156,7 +176,7 @@ def _sizes(experiment: Experiment, stream: Stream, model: int) -> Table:
     for what, size in (
         ("model", show_bytes(model)),
         ("rounds", f"{rounds}"),
-        ("local steps in a round, about", f"{_steps(experiment, stream, cohort)}"),
+        ("local steps in a round, about", _steps(experiment, stream, cohort)),
         ("model bytes up, and as many down, in a round", show_bytes(cohort * model)),
         (
             f"model bytes up, and as many down, in {rounds} rounds",
@@ -193,8 +213,10 @@ def _table(title: str) -> Table:
     return Table(title=f"\n{title}", title_justify="left", box=None, padding=(0, 2, 0, 0))
 
 
-def _steps(experiment: Experiment, stream: Stream, cohort: int) -> int:
+def _steps(experiment: Experiment, stream: Stream, cohort: int) -> str:
+    if stream.elsewhere:
+        return "not known"
     mean = np.mean([stream.sizes(task.index).mean() for task in stream.tasks])
     local = experiment.resolved["training"]["local"]
     batches = -(-mean // local.get("batch_size", 1)) * local.get("epochs", 1)
-    return int(cohort * batches)
+    return f"{int(cohort * batches)}"

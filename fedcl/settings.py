@@ -167,7 +167,8 @@ class Replies:
         bad: A reply that does not fit ends the run (`stop`: in an honest federation training has
             diverged), or is left out and named in rejected.csv (`reject`).
         norm: Largest norm of a whole reply; 0 for no bound.
-        weight: Largest weight of a reply; 0 for the number of training examples of all clients.
+        weight: Largest weight of a reply; 0 for the number of training examples of all clients, or
+            for 2^31 where nobody knows that.
     """
 
     bad: Literal["stop", "reject"] = "stop"

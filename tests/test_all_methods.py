@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from all_rows import ROWS, SETTINGS
@@ -77,6 +78,7 @@ def test_whoever_keeps_examples_may_keep_the_same_bytes(stream: str, tmp_path: P
         "pacs": (3 * 32 * 32, 7, 10),
     }[stream]
     bytes_of_one = 4 * pixels + 8 + 8 + classes
-    tasks = built(Study(tmp_path, "data").cell(stream, "fedavg", None, 0, "test")).stream.tasks
+    plan: Any = built(Study(tmp_path, "data").cell(stream, "fedavg", None, 0, "test")).stream
+    tasks = plan.tasks
     kept = counted["samples"] * tasks * bytes_of_one / clients
     assert kept == pytest.approx(setting.budget, rel=0.02)

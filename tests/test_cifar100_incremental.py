@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,7 +99,8 @@ def test_a_table_of_other_numbers(tmp_path: Path) -> None:
     assert names[2:5] == ["accuracy", "published", "difference"] and names[-1] == "elsewhere"
     assert few[3:6] == ["", "", ""] and few[-1] == ""
     cell = study.cell("many", "fedavg", 0, TINY)
-    assert fedcl.load_config(CONFIGS / cell.config, cell.changes).stream.clients == 6
+    plan: Any = fedcl.load_config(CONFIGS / cell.config, cell.changes).stream
+    assert plan.clients == 6
     found = summary_of(cell, tmp_path)
     assert found is not None
     ours = 100 * found["pooled_accuracy"]

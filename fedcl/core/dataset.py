@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from fedcl.core.arrival import Source
 
 IntArray = npt.NDArray[np.int64]
 
@@ -85,6 +88,7 @@ class Dataset:
         classes: Size of the public, fixed label space.
         shape: Shape of one input, e.g. (1, 28, 28) or (9, 128).
         class_names: Names of the classes for plots; empty when unknown.
+        source: Where further rows arrive with the clients; None where all are there.
     """
 
     name: str
@@ -93,6 +97,7 @@ class Dataset:
     classes: int
     shape: tuple[int, ...]
     class_names: tuple[str, ...] = ()
+    source: Source | None = None
 
 
 class DatasetFactory(Protocol):

@@ -4,6 +4,7 @@ FedclError
 ├── ConfigError     the config, a file or a combination of options cannot work
 ├── ExposureError   a method asks to see more than the experiment allows
 ├── ResumeError     a run's folder or checkpoint does not fit this run
+├── AbsentError     a client has nothing to take part with, for now
 └── ClientError     a client's program failed; carries client, stage, round and program
 """
 
@@ -22,6 +23,10 @@ class ExposureError(FedclError):
 
 class ResumeError(FedclError):
     """A run's folder or its checkpoint does not belong to this run."""
+
+
+class AbsentError(FedclError):
+    """A client has no data to take part with: its reply is missing, and nothing is wrong."""
 
 
 class ClientError(FedclError):

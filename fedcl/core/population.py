@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from builtins import id as id_of
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -47,6 +47,18 @@ class Population(Protocol):
 
     def on(self, device: torch.device) -> Population:
         """Returns the population whose examples go to a device."""
+        ...
+
+    def at(self, round: int) -> Population:
+        """Returns the population as of a round of a stage: data may arrive in between."""
+        ...
+
+    def absent(self, ids: Sequence[int], stage: int) -> Mapping[int, str]:
+        """Returns which of these members have nothing to take part with, and why."""
+        ...
+
+    def stream_of(self, id: int, stage: int) -> Stream:
+        """Returns the stream as a client knows it as of a stage."""
         ...
 
 
@@ -151,6 +163,18 @@ class Simulated:
     def on(self, device: torch.device) -> Simulated:
         """Returns the population whose examples go to a device."""
         return replace(self, device=device)
+
+    def at(self, round: int) -> Simulated:
+        """Returns the same: a member's data of a stage are there from its beginning."""
+        return self
+
+    def absent(self, ids: Sequence[int], stage: int) -> Mapping[int, str]:
+        """Returns nobody: members are those with data."""
+        return {}
+
+    def stream_of(self, id: int, stage: int) -> Stream:
+        """Returns the one stream of all."""
+        return self.stream
 
 
 def sample(members: Sequence[int], size: int, how: str, seed: int, turn: int) -> tuple[int, ...]:

@@ -81,9 +81,10 @@ class Site:
 
     def block(self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]) -> Block:
         """Builds the clients of a block for one exchange, together."""
-        block = self.population.block(
+        at = request.position
+        block = self.population.at(at.round).block(
             ids,
-            request.position.stage,
+            at.stage,
             self.model,
             [memories.get(id) for id in ids],
             self._seeds(request, ids),
@@ -96,9 +97,9 @@ class Site:
         self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]
     ) -> list[Client]:
         """Builds the clients of a block for one exchange."""
-        stage = request.position.stage
+        stage, population = request.position.stage, self.population.at(request.position.round)
         clients = [
-            self.population.client(id, stage, self.model, memories.get(id), seed)
+            population.client(id, stage, self.model, memories.get(id), seed)
             for id, seed in zip(ids, self._seeds(request, ids), strict=True)
         ]
         if request.secret is None:
@@ -109,10 +110,18 @@ class Site:
         self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]
     ) -> BlockResult:
         """Runs the clients of a block one after the other: the reference."""
-        message = settle(request.message, self.device)
+        message, absent = settle(request.message, self.device), self._absent(request, ids)
         with reduced(self.device, self.precision):
-            answers = [self.answer(request, id, memories.get(id), message) for id in ids]
-        return self.gather(request, answers)
+            answers = [
+                self.answer(request, id, memories.get(id), message)
+                for id in ids
+                if id not in absent
+            ]
+        return replace(self.gather(request, answers), failures=absent)
+
+    def _absent(self, request: Request, ids: Sequence[int]) -> Mapping[int, str]:
+        """Returns which clients have nothing to take part with, and why."""
+        return self.population.at(request.position.round).absent(ids, request.position.stage)
 
     def batch(
         self,
@@ -122,8 +131,13 @@ class Site:
         batching: Batching,
     ) -> BlockResult:
         """Runs the clients of a block as batched computations, where the program allows it."""
+        absent = self._absent(request, ids)
+        present = [id for id in ids if id not in absent] if absent else ids
         with reduced(self.device, self.precision):
-            return run_batched(self, request, ids, memories, batching)
+            if not present:
+                return replace(self.gather(request, ()), failures=absent)
+            result = run_batched(self, request, present, memories, batching)
+        return replace(result, failures={**result.failures, **absent})
 
     def answer(self, request: Request, id: int, memory: Any, message: Any) -> Answer:
         """Runs one client and the channel's `upload` steps: all that happens where it lives.

@@ -43,6 +43,8 @@ class Stream:
         borders: Whether methods are told where a stage begins and ends.
         kept: Mask of the rows of the training split that clients hold; the others, which an audit
             leaves out, would have been where they are without it. None for all.
+        elsewhere: Whether all rows lie with the clients alone: of them nothing is known here.
+        owner: The one client whose own rows these are, where nobody else's are here; else None.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Stream:
     natural: str = ""
     borders: bool = True
     kept: npt.NDArray[np.bool_] | None = None
+    elsewhere: bool = False
+    owner: int | None = None
     _memo: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
     _cache: Cache = field(default_factory=lambda: Cache(_CACHE), repr=False, compare=False)
 
@@ -266,6 +270,8 @@ class Stream:
         """Returns the owner of each held-out row of a task (-1: unknown), or None."""
         table = self.dataset.test if split == "test" else self.dataset.train
         rows = self.tasks[task].test if split == "test" else self.tasks[task].validation
+        if self.owner is not None:
+            return np.full(len(rows), self.owner)
         if not self.natural or self.natural not in table.columns:
             return None
 

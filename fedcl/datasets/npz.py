@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 
 from fedcl.core.dataset import ArrayTable, Dataset, IntArray
 from fedcl.core.errors import ConfigError
-from fedcl.datasets._arrays import Array, channels_first, unfit_row
+from fedcl.datasets._archive import Archive, read_archive, read_inputs, read_labels
 from fedcl.datasets._holdout import Mask, block_rows, random_rows
 from fedcl.datasets._labels import class_count, listed
 
@@ -87,8 +85,8 @@ class Npz:
         Raises:
             ConfigError: The file is missing or damaged, or its arrays are missing or do not fit.
         """
-        archive = _read(_locate(self.root, self.file))
-        tables = [self._table(archive, keys) for keys in archive.splits(self.labels)]
+        archive = read_archive(_locate(self.root, self.file))
+        tables = [self._table(archive, keys) for keys in _splits(archive, self.labels)]
         train, test = tables if len(tables) == 2 else self._divide(archive, tables[0])
         if not (len(train.labels) and len(test.labels)):
             fact = f"train has {len(train.labels)} rows and test {len(test.labels)}"
@@ -106,9 +104,9 @@ class Npz:
         classes = class_count(train.labels, test.labels, names, archive.error)
         return Dataset(archive.path.stem, train, test, classes, train.values.shape[1:], names)
 
-    def _table(self, archive: _Archive, keys: Mapping[str, str]) -> ArrayTable:
-        values = _inputs(archive, keys["x"])
-        labels = _labels(archive, keys[self.labels], keys["x"])
+    def _table(self, archive: Archive, keys: Mapping[str, str]) -> ArrayTable:
+        values = read_inputs(archive, keys["x"])
+        labels = read_labels(archive, keys[self.labels], keys["x"])
         columns: dict[str, IntArray] = {}
         for name, key in keys.items():
             array = archive.arrays[key]
@@ -126,7 +124,7 @@ class Npz:
                 raise archive.error("scale is no factor", "save one finite number other than 0")
         return ArrayTable(values, labels, columns, scale / self.std, -self.mean / self.std)
 
-    def _divide(self, archive: _Archive, table: ArrayTable) -> tuple[ArrayTable, ArrayTable]:
+    def _divide(self, archive: Archive, table: ArrayTable) -> tuple[ArrayTable, ArrayTable]:
         name = self.holdout_column if self.holdout != "random" else ""
         if name and name not in table.columns:
             remedy = f"set dataset.holdout_column to one of: {listed(table.columns)}"
@@ -151,36 +149,22 @@ class Npz:
         return part(kept), part(held)
 
 
-@dataclass(frozen=True)
-class _Archive:
-    path: Path
-    arrays: Mapping[str, Array]
-
-    def error(self, fact: str, remedy: str) -> ConfigError:
-        return ConfigError(f"{fact}, in {self.path}; {remedy}")
-
-    def check_length(self, key: str, inputs: str) -> None:
-        shape, rows = self.arrays[key].shape, len(self.arrays[inputs])
-        if shape != (rows,):
-            fact = f"{key} has shape {shape} but {inputs} has {rows} rows"
-            raise self.error(fact, f"save {key} with shape ({rows},)")
-
-    def splits(self, labels: str) -> list[dict[str, str]]:
-        """Returns, for train and test or for the whole, each array's key by its plain name."""
-        splits: list[dict[str, str]] = [{}, {}]
-        for key in self.arrays:
-            match = re.fullmatch(r"(?:y_train_(.+)|(.+)_train)", key)
-            if match and (other := key.replace("_train", "_test")) in self.arrays:
-                name = match[1] or match[2]
-                splits[0][name], splits[1][name] = key, other
-        if "x" in self.arrays and "x_train" not in self.arrays:
-            splits = [{key: key for key in self.arrays}]
-        for name in ("x", labels):
-            if name not in splits[0]:
-                fact = f"{name}_train and {name}_test (or x and y undivided) are not all there"
-                remedy = "save them, or set dataset.labels or dataset.file to what there is"
-                raise self.error(fact, f"{remedy}; found: {listed(self.arrays)}")
-        return splits
+def _splits(archive: Archive, labels: str) -> list[dict[str, str]]:
+    """Returns, for train and test or for the whole, each array's key by its plain name."""
+    splits: list[dict[str, str]] = [{}, {}]
+    for key in archive.arrays:
+        match = re.fullmatch(r"(?:y_train_(.+)|(.+)_train)", key)
+        if match and (other := key.replace("_train", "_test")) in archive.arrays:
+            name = match[1] or match[2]
+            splits[0][name], splits[1][name] = key, other
+    if "x" in archive.arrays and "x_train" not in archive.arrays:
+        splits = [{key: key for key in archive.arrays}]
+    for name in ("x", labels):
+        if name not in splits[0]:
+            fact = f"{name}_train and {name}_test (or x and y undivided) are not all there"
+            remedy = "save them, or set dataset.labels or dataset.file to what there is"
+            raise archive.error(fact, f"{remedy}; found: {listed(archive.arrays)}")
+    return splits
 
 
 def _locate(root: str, file: str) -> Path:
@@ -198,45 +182,3 @@ def _locate(root: str, file: str) -> Path:
     fact = f"the file {file} is missing" if file else "no file is chosen"
     found = listed(path.name for path in folder.glob("*.npz"))
     raise ConfigError(f"{fact}, in {folder} (dataset.root); set dataset.file to one of: {found}")
-
-
-def _read(path: Path) -> _Archive:
-    arrays: dict[str, Array] = {}
-    try:
-        with path.open("rb") as file:
-            start = file.read(2)
-        if start != b"PK" or not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile("it is no .npz archive, or cut short")
-        with np.load(path, allow_pickle=False) as archive:
-            for key in archive.files:
-                try:
-                    arrays[key] = np.asanyarray(archive[key])
-                except ValueError:  # Python objects: an error only if the array is needed
-                    arrays[key] = np.empty((), dtype=object)
-    except (OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        fact = f"the file cannot be read ({error}), in {path}"
-        raise ConfigError(f"{fact}; save it with numpy.savez, or copy it again") from error
-    return _Archive(path, arrays)
-
-
-def _inputs(archive: _Archive, key: str) -> Array:
-    values = archive.arrays[key]
-    if values.dtype.kind not in "iubf" or values.ndim < 2 or 0 in values.shape[1:]:
-        fact = f"{key} is {values.dtype} of shape {values.shape}"
-        raise archive.error(fact, "save inputs as numbers (no Python objects), shape (rows, ...)")
-    row = unfit_row(values)
-    if row is not None:
-        raise archive.error(f"{key} is NaN or infinite in row {row}", "repair or remove it")
-    return channels_first(values)
-
-
-def _labels(archive: _Archive, key: str, inputs: str) -> IntArray:
-    labels = archive.arrays[key]
-    if labels.dtype.kind not in "iub":
-        raise archive.error(f"{key} is {labels.dtype}", "save class indices 0, 1, ... as integers")
-    archive.check_length(key, inputs)
-    labels = labels.astype(np.int64)
-    if labels.size and labels.min() < 0:
-        fact = f"{key} has the negative label {labels.min()}"
-        raise archive.error(fact, "number the classes from 0 and remove rows without a class")
-    return labels

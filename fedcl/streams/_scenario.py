@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -11,7 +11,7 @@ import numpy as np
 
 from fedcl.core.dataset import Dataset, IntArray
 from fedcl.core.errors import ConfigError
-from fedcl.core.scenario import InputTransform, Order, Partition, Task
+from fedcl.core.scenario import InputTransform, Order, Partition, StreamPlan, Task
 from fedcl.core.seeds import numpy_generator, seed_of
 from fedcl.core.stream import Stream
 from fedcl.core.task import ScenarioKind
@@ -39,7 +39,7 @@ class Cut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scenario(ABC):
+class Scenario(StreamPlan):
     """A scenario cuts a data set into tasks; partition and order then say who meets them when.
 
     Attributes:
@@ -89,16 +89,12 @@ class Scenario(ABC):
         return order[:first], order[first:second]
 
     def build(self, dataset: Dataset, seed: int, name: str) -> Stream:
-        """Returns the stream of a data set.
-
-        Args:
-            dataset: The data.
-            seed: Seed of the experiment: the same stream for every method.
-            name: Name of the plug-in.
-
-        Raises:
-            ConfigError: The data set, the tasks and the clients do not go together.
-        """
+        """Returns the stream of a data set; see `StreamPlan.build`."""
+        if dataset.source is not None:
+            raise ConfigError(
+                f"[stream] {name!r} divides data that are there, but those of data set "
+                f'{dataset.name!r} arrive: set stream.name = "live", or another data set'
+            )
         seed = seed_of(seed, "stream")
         natural = self.partition.column if isinstance(self.partition, Natural) else ""
         clients = self._clients(dataset, natural)

@@ -1,0 +1,65 @@
+"""What a run needs where all rows lie with the clients alone, and what cannot work there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedcl.config import Experiment
+from fedcl.core.channel import mechanism
+from fedcl.core.errors import ConfigError
+
+
+def check_elsewhere(experiment: Experiment) -> None:
+    """Refuses what must know rows, where none are known.
+
+    Raises:
+        ConfigError: It names what cannot work, why, and what to do.
+    """
+    if experiment.stream.elsewhere:
+        for what, why in _refused(experiment):
+            raise ConfigError(f"{what}, but with [stream] {experiment.names['stream']!r} {why}")
+
+
+def _refused(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Yields what the config asks for, and why that cannot be."""
+    nowhere = "all data lie with the clients"
+    settings, method = experiment.evaluation, experiment.names["method"]
+    if getattr(settings, "where", "") == "server":
+        yield (
+            '[evaluation] where = "server" evaluates on the server',
+            f'{nowhere}: set evaluation.where = "clients"',
+        )
+    if settings.splits != ("test",):
+        yield (
+            f"[evaluation] splits = {list(settings.splits)}",
+            'arrivals hold out test rows alone: set splits = ["test"]',
+        )
+    if settings.reference:
+        yield "[evaluation] reference compares with a joint run", "there is none: leave it out"
+    if experiment.method.family == "reference":
+        yield (
+            f"method {method!r} is a reference, for which clients keep every example",
+            "clients are real or stand for real ones: take another method",
+        )
+    if experiment.audit:
+        yield "[[audit]] looks at clients' rows", f"{nowhere}: leave audits out"
+    if experiment.adversary.lies or experiment.adversary.poisons:
+        yield (
+            "[adversary] simulates attackers",
+            f"{nowhere}, and nobody but they can change them: leave it out",
+        )
+    if experiment.promise is not None:
+        yield (
+            "[training.local] protects single records, whose accounting must know in how many "
+            "stages each of them comes",
+            "nobody knows which arrivals hold the same record, so that no epsilon is proven: take "
+            'the trainer "sgd", with [[channel]] name = "central_dp" to protect clients',
+        )
+    if mechanism(experiment.channel) is not None and experiment.resolved["stream"].get("arrivals"):
+        yield (
+            "[[channel]] protects clients",
+            "[stream] arrivals lets their data decide when a stage begins, which is part of no "
+            "proof: set stream.arrivals = 0, and stream.patience to the seconds before a stage",
+        )
+    if experiment.resolved["engine"].get("tune"):
+        yield "[engine] tune trains the first clients to choose a path", f"{nowhere}: leave it out"
