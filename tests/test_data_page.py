@@ -77,6 +77,9 @@ KNOWN: dict[str, Callable[[Dataset], Any]] = {
     "hub 1": lambda d: (
         (d.shape, len(d.train.labels), set(d.test.columns)) == ((1, 16, 24), 6, {"domain"})
     ),
+    "arrivals 0": lambda d: (
+        (d.shape, d.classes, len(d.train.labels), d.source is None) == ((1, 28, 28), 10, 0, False)
+    ),
 }
 
 
@@ -85,6 +88,7 @@ def test_an_example_loads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(tmp_path))
     data = tmp_path / "data"
     data.mkdir()
+    (tmp_path / "arriving").mkdir()
     for make in (archives, idx, folders, saved):
         make(data)
     built, _ = plugin("datasets", EXAMPLES[name], "dataset")
@@ -96,7 +100,7 @@ def test_an_example_loads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_every_data_set_and_each_of_its_options_is_there() -> None:
-    assert list(SECTIONS) == ["digits", "synthetic", "npz", "idx", "folder", "hub"]
+    assert list(SECTIONS) == ["digits", "synthetic", "npz", "idx", "folder", "hub", "arrivals"]
     assert set(SECTIONS) == set(available("datasets"))
     common = PAGE[: PAGE.index("## ")]
     for name, text in SECTIONS.items():
