@@ -49,7 +49,7 @@ class Own:
     @cached_property
     def site(self) -> Site:
         """Data, stream and model, built when they are first needed."""
-        return build_site(self.experiment)
+        return build_site(self.experiment, self.keep)
 
     @cached_property
     def words(self) -> wire.Vocabulary:

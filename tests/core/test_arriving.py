@@ -113,7 +113,7 @@ def test_who_has_nothing_is_absent_and_the_others_answer(tmp_path: Path) -> None
     assert loop.ids == (0, 3) and loop.total is not None and loop.total.count == 2
     assert loop.failures == {id: "no data have arrived that it could learn" for id in (1, 2, 4)}
     for path in ("loop", "fused"):
-        batch = site.batch(request, range(5), {}, Batching(path, 4))  # type: ignore[arg-type]
+        batch = site.batch(request, range(5), {}, Batching(path, 4))
         assert (batch.ids, batch.failures) == (loop.ids, loop.failures)
     none = site.batch(request, (1, 2), {}, Batching("fused", 4))
     assert none.ids == () and set(none.failures) == {1, 2}

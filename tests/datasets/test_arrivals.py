@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedcl.core.arrival import Source
+from fedcl.core.dataset import ArrayTable
 from fedcl.core.errors import ConfigError
 from fedcl.datasets.arrivals import Arrivals
 from tests.arriving_data import CLASSES, SHAPE, arrival, arrive, deliver, house
@@ -58,6 +59,11 @@ def test_a_house_has_a_folder_for_each_client(tmp_path: Path) -> None:
     assert own.missing(2) == [] and own.missing(4) == [2, 3]
 
 
+def numbers(table: ArrayTable) -> list[float]:
+    """Returns the first number of each row, over 16."""
+    return [float(row[0, 0, 0]) / 16 for row in table.rows(np.arange(len(table.labels)))]
+
+
 def test_a_share_of_each_class_is_held_out_by_client_and_name(tmp_path: Path) -> None:
     values = np.arange(40 * 16, dtype=np.float32).reshape(40, *SHAPE)
     for client in (0, 1):
@@ -68,13 +74,13 @@ def test_a_share_of_each_class_is_held_out_by_client_and_name(tmp_path: Path) ->
     for client in (0, 1):
         for name in ("a.npz", "b.npz"):
             found = own.load(client, name)
-            rows = found.test.values[:, 0, 0, 0] / 16
+            rows = numbers(found.test)
             assert np.bincount(found.test.labels).tolist() == [3, 2, 3, 2]
-            assert sorted([*rows, *found.train.values[:, 0, 0, 0] / 16]) == list(range(40))
+            assert sorted(rows + numbers(found.train)) == list(range(40))
             held[client, name] = tuple(rows)
     assert len(set(held.values())) == 4
     again = source(tmp_path, test_fraction=0.25).load(1, "b.npz")
-    assert tuple(again.test.values[:, 0, 0, 0] / 16) == held[1, "b.npz"]
+    assert tuple(numbers(again.test)) == held[1, "b.npz"]
     assert not len(source(tmp_path, test_fraction=0.0).load(0, "a.npz").test.labels)
 
 
