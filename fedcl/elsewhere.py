@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedcl.config import Experiment
-from fedcl.core.channel import mechanism
+from fedcl.core.channel import hides_replies, mechanism
 from fedcl.core.errors import ConfigError
 
 
@@ -24,7 +24,9 @@ def _refused(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Yields what the config asks for, and why that cannot be."""
     nowhere = "all data lie with the clients"
     settings, method = experiment.evaluation, experiment.names["method"]
-    if getattr(settings, "where", "") == "server":
+    protection = mechanism(experiment.channel)
+    protected = protection or experiment.promise or hides_replies(experiment.channel)
+    if settings.where == "server" and not protected:  # else nobody evaluates: nobody may tell
         yield (
             '[evaluation] where = "server" evaluates on the server',
             f'{nowhere}: set evaluation.where = "clients"',
@@ -55,7 +57,7 @@ def _refused(experiment: Experiment) -> Iterator[tuple[str, str]]:
             "nobody knows which arrivals hold the same record, so that no epsilon is proven: take "
             'the trainer "sgd", with [[channel]] name = "central_dp" to protect clients',
         )
-    if mechanism(experiment.channel) is not None and experiment.resolved["stream"].get("arrivals"):
+    if protection is not None and experiment.resolved["stream"].get("arrivals"):
         yield (
             "[[channel]] protects clients",
             "[stream] arrivals lets their data decide when a stage begins, which is part of no "

@@ -297,6 +297,8 @@ class _Loop:
             found = survey(*at)
             self.journal.take(found)
             accuracy = found.accuracy
+        elif self.stream.elsewhere:
+            accuracy = None  # clients are protected: nobody tells how good a model is
         else:
             rows, accuracy = assess(*at, at_end, untrained)
             self.journal.record.evaluations.extend(rows)

@@ -67,7 +67,9 @@ def summarise(
         "dataset": names["dataset"],
         "model": names["model"],
         "split": split,
-        "evaluated_by": experiment.evaluation.where,
+        "evaluated_by": None
+        if stream.elsewhere and experiment.evaluation.where == "server"
+        else experiment.evaluation.where,
         **numbers,
         **_losses(accuracies, len(stream.tasks), split),
         "clients": _clients(matrices),

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from fedcl.config import Experiment, override, parse
-from fedcl.settings import Evaluation
 from tests.tiny import TABLE
 
 SHAPE = (1, 4, 4)
@@ -51,8 +50,6 @@ def live(root: Path | str, changes: dict[str, Any] | None = None) -> Experiment:
     """Returns the tiny experiment on data that arrive below a folder."""
     data = {"name": "arrivals", "root": str(root), "shape": list(SHAPE), "classes": CLASSES}
     stream = {"name": "live", "clients": 5, "stages": 3}
-    evaluation: dict[str, Any] = {"every": 1}
-    if "where" in Evaluation.__dataclass_fields__:
-        evaluation["where"] = "clients"
+    evaluation = {"where": "clients", "every": 1}
     table = {**TABLE, "dataset": data, "stream": stream, "evaluation": evaluation}
     return parse(override(table, changes or {}))

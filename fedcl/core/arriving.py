@@ -104,7 +104,8 @@ class Arriving:
     def stream_of(self, id: int, stage: int) -> Stream:
         """Returns the stream as a client knows it as of a stage: with its own rows alone."""
         diary = read_diary(self._own(id), self.source, id)
-        taken = diary.until(self._place(stage))
+        # Before the first round nothing of a stage is known: only asking for it decides.
+        taken = diary.until((stage, -1) if self.round < 0 else self._place(stage))
         return own_stream(self.stream, id, taken, lambda entry: self._load(id, entry))
 
     def ready(self, id: int, stage: int) -> bool:

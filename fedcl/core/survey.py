@@ -127,7 +127,7 @@ def findings(
             'protected, and these numbers would not be; set evaluation.where = "server"'
         )
     view, found = settle(examination.view, site.device), []
-    stream = stream_at(site)
+    stream = site.population.at(examination.round).stream_of(client, examination.stage)
     tasks = dict.fromkeys(stream.history(client, examination.stage))
     for model in models_of(method):
         own = model == "personal"
