@@ -28,6 +28,7 @@ from fedcl.core.noise import key_of
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
+from fedcl.flower import arrivals as arriving
 from fedcl.flower import evaluation, messages
 from fedcl.flower.agreement import fingerprints
 from fedcl.flower.introductions import Introduced, Introduction
@@ -170,6 +171,10 @@ def make_app(find: Callable[[Context, str], AbstractContextManager[Home]]) -> Cl
     def examination(message: Message, context: Context) -> Message:
         return Message(evaluate(message.content, partial(find, context)), reply_to=message)
 
+    @app.query("arrivals")
+    def arrivals(message: Message, context: Context) -> Message:
+        return Message(tell_arrivals(message.content, partial(find, context)), reply_to=message)
+
     @app.query("introduction")
     def introduction(message: Message, context: Context) -> Message:
         return Message(introduce(message.content, partial(find, context)), reply_to=message)
@@ -229,6 +234,28 @@ def evaluate(content: RecordDict, find: Find) -> RecordDict:
             own.check(question.config)
             own.check_place(home.id, *question.place)
             return evaluation.answer(question, own.site, own.words, home.id, home.memory.read)
+
+    return _told(act)
+
+
+def tell_arrivals(content: RecordDict, find: Find) -> RecordDict:
+    """Says whether the client has new data for a stage; decides nothing.
+
+    Args:
+        content: The question (`fedcl.flower.arrivals.Question`).
+        find: Opens the node's home.
+    """
+
+    def act() -> RecordDict:
+        try:
+            question = arriving.Question.read(content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FedclError(f"the question cannot be read: {error!r}") from error
+        with find(question.experiment) as home:
+            own = home.own
+            own.check(question.config)
+            own.check_place(home.id, question.stage, 0)
+            return arriving.answer(question, own.site, home.id)
 
     return _told(act)
 
