@@ -12,6 +12,7 @@ import os
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
@@ -61,10 +62,15 @@ _WANTED = {
 
 def available(kind: str) -> list[str]:
     """Returns the names of the plug-ins of a kind, such as `methods`, ascending."""
-    package = importlib.import_module(f"fedcl.{kind}")
-    return sorted(
-        m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")
-    )
+    folders = tuple(importlib.import_module(f"fedcl.{kind}").__path__)
+    return list(_modules(folders, tuple(os.stat(folder).st_mtime_ns for folder in folders)))
+
+
+@cache
+def _modules(folders: tuple[str, ...], changed: tuple[int, ...]) -> tuple[str, ...]:
+    # Every config asks for several kinds; a file that is added changes the time of its folder.
+    found = (module.name for module in pkgutil.iter_modules(folders))
+    return tuple(sorted(name for name in found if not name.startswith("_")))
 
 
 def find(kind: str, name: Any, place: str = "") -> type:
@@ -149,7 +155,7 @@ def build(cls: type, table: Any, place: str) -> tuple[Any, dict[str, Any]]:
     options = [f for f in fields(cls) if f.init and not f.name.startswith("_")]
     known_keys(table, [f.name for f in options], place)
     try:
-        hints = get_type_hints(cls)
+        hints = _hints(cls)
     except NameError as error:
         raise ConfigError(
             f"[{place}] the types of the options of {cls.__name__} cannot be read: {error}; import "
@@ -179,6 +185,11 @@ def build(cls: type, table: Any, place: str) -> tuple[Any, dict[str, Any]]:
         return cls(**values), {k: v for k, v in resolved.items() if v is not None}
     except ValueError as error:
         raise ConfigError(f"[{place}] {error}") from error
+
+
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    return get_type_hints(cls)
 
 
 def _rule(rules: Mapping[str, type], table: Any, place: str) -> tuple[Any, dict[str, Any]]:

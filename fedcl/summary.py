@@ -8,6 +8,7 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -234,13 +235,20 @@ def main_split(experiment: Experiment) -> str:
 
 def versions() -> dict[str, str]:
     """Returns the versions of what a result depends on."""
-    found = {"fedcl": __version__, "python": platform.python_version()}
+    found = {"fedcl": __version__, "python": platform.python_version(), **_installed()}
+    return {**found, "platform": f"{sys.platform} {platform.machine()}"}
+
+
+@cache
+def _installed() -> Mapping[str, str]:
+    # Each is read from a long text, which would take a tenth of a tiny run.
+    found = {}
     for package in ("torch", "numpy", "scipy", "ray", "flwr", "scikit-learn"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {**found, "platform": f"{sys.platform} {platform.machine()}"}
+    return found
 
 
 def read_reference(folder: str, experiment: Experiment, stream: Stream) -> list[float] | None:

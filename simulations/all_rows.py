@@ -166,3 +166,10 @@ SMOKE: Mapping[str, Mapping[str, Any]] = {
         **SMALL,
     },
 }
+# Servers that train generators or invert gradients do little of it.
+LIGHT: Mapping[str, Mapping[str, Any]] = {
+    "glfc": {"images": 4, "iterations": 4},
+    "lander": {"images": 32, "rounds": 2, "steps": 4, "width": 8},
+    "mfcl": {"steps": 4, "batch": 32, "width": 8},
+    "target": {"images": 32, "rounds": 2, "steps": 4, "batch": 32, "width": 8},
+}

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from all_rows import MOST, PARTITION, ROWS, SETTINGS, SMOKE
+from all_rows import LIGHT, MOST, PARTITION, ROWS, SETTINGS, SMOKE
 from ladder import TUNING_SEED, Queue, Search, climb
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -71,6 +71,8 @@ class Study:
             method["samples"] = setting.samples
         elif own.exemplars:
             method["budget"] = setting.budget
+        if self.smoke:
+            method |= LIGHT.get(method["name"], {})
         changes = {
             **setting.changes,
             "stream.partition": PARTITION,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,11 @@ from fedcl.core.calibration import multiplier
 from fedcl.core.noise import gaussian
 
 ROUNDS, TASKS, DELTA = 5, 2, 1e-5
+SMOKE: Mapping[str, Any] = {
+    "stream": {"name": "class_incremental", "tasks": TASKS, "clients": 4},
+    "model": {"name": "mlp", "hidden": [10]},
+    "audit": [{"name": "residual"}, {"name": "canaries", "canaries": 20, "guesses": 0.5}],
+}
 Patch = Callable[[], Any]
 
 
@@ -39,15 +44,18 @@ def main(words: list[str]) -> None:
     parser.add_argument("--runs", type=int, default=40, help="runs of each row")
     args = parser.parse_args(words)
     epsilons, runs = ((3.0, 8.0), args.runs) if not args.smoke else ((3.0,), 2)
+    changes = SMOKE if args.smoke else {}
     with tempfile.TemporaryDirectory() as folder:
-        lines = list(study(epsilons, runs, args.seeds[0]))
+        lines = list(study(epsilons, runs, args.seeds[0], changes))
         headings = ["epsilon", "fault", "runs", "flagged", "by residual", "by canaries"]
         more = ["above the claim: rigorous", "if independent", "estimate: median", "min to max"]
         title = f"{TASKS} tasks of {ROUNDS} rounds, all clients, 500 canaries, 95 %"
         show(title, [*headings, *more], lines, Path(folder) if args.smoke else args.out)
 
 
-def study(epsilons: tuple[float, ...], runs: int, first: int) -> Iterator[list[str]]:
+def study(
+    epsilons: tuple[float, ...], runs: int, first: int, changes: Mapping[str, Any]
+) -> Iterator[list[str]]:
     """Yields a row for each epsilon and fault."""
     for epsilon in epsilons:
         z = multiplier(lambda z: [Charge(z, 1.0, ROUNDS * TASKS)], epsilon, DELTA)
@@ -55,7 +63,7 @@ def study(epsilons: tuple[float, ...], runs: int, first: int) -> Iterator[list[s
             found = []
             for seed in range(first, first + runs):
                 with fault():
-                    found.append(fedcl.run(parse(_table(seed, z))).summary["audits"])
+                    found.append(fedcl.run(parse({**_table(seed, z), **changes})).summary["audits"])
             residual = [one["residual"]["failed"] for one in found]
             canaries = [one["canaries"] for one in found]
             flagged = [a or b["failed"] for a, b in zip(residual, canaries, strict=True)]

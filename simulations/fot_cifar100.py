@@ -20,9 +20,10 @@ from typing import Any
 from fot_table import Row, Study, main
 
 SMOKE: dict[str, Any] = {
-    "dataset": {"name": "synthetic", "features": [3, 20, 20], "train": 200, "test": 100},
+    "dataset": {"name": "synthetic", "features": [3, 20, 20], "train": 80, "test": 40},
     "stream.tasks": 2,
     "stream.clients": 4,
+    "training.rounds": 1,
     "training.cohort": 2,
     "training.local.lr": 0.1,
     "model.width": 0.1,

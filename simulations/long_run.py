@@ -46,7 +46,7 @@ def main(words: list[str]) -> None:
     if not Path("/proc/self/statm").exists():
         parser.error("the memory of processes is read from /proc, which this system has not")
     if args.smoke:
-        args.engines, args.methods, args.rounds, args.every = ["vectorized"], ["replay"], 40, 4
+        args.engines, args.methods, args.rounds, args.every = ["vectorized"], ["replay"], 16, 2
         with tempfile.TemporaryDirectory() as folder:
             study(args, Path(folder))
         return

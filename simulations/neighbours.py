@@ -55,6 +55,8 @@ SMOKE: dict[str, Any] = {
     "stream.clients": 3,
     "training.rounds": 1,
     "model.hidden": [8],
+    "method.steps": 10,
+    "method.width": 8,
 }
 HEADINGS = (
     *("images", "number", "to nearest training image", "to nearest test image", "ratio"),

@@ -65,9 +65,10 @@ LEAKS = {"Split digits": (3.0, math.inf)}
 AUDIT = {"name": "membership", "shadows": 8, "records": 0, "population": 0}
 SMOKE = {
     "dataset": {"name": "synthetic", "features": [1, 8, 8], "train": 200, "test": 100},
-    "stream.clients": 20,
+    "stream.tasks": 2,
+    "stream.clients": 8,
     "training.rounds": 1,
-    "training.cohort": 10,
+    "training.cohort": 4,
 }
 
 
@@ -81,7 +82,7 @@ def main(words: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for unit in args.unit:
                 digits = {"Split digits": "private_digits.toml"}
-                study(Path(folder), unit, [0], digits, SMOKE, (8.0,))
+                study(Path(folder), unit, [0], digits, SMOKE, (1.0,))
         return
     for unit in args.unit:
         seeds = args.seeds[:1] if unit == "leak" else args.seeds

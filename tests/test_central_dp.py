@@ -16,7 +16,6 @@ from scipy.stats import kstest, norm
 from torch import Tensor
 
 import fedcl
-from fedcl.config import available
 from fedcl.core import release
 from fedcl.core.accounting import Charge, epsilon
 from fedcl.core.channel import Aggregate
@@ -26,6 +25,7 @@ from fedcl.core.population import sample
 from fedcl.ledgerfile import LedgerFile
 from fedcl.report import write_comparison, write_report
 from tests import hostile
+from tests.conformance import every_method, light
 from tests.tiny import (
     Interrupted,
     assert_same_folders,
@@ -256,9 +256,9 @@ def test_options_out_of_range_are_refused(option: str, value: Any) -> None:
         private(**{option: value})
 
 
-@pytest.mark.parametrize("name", available("methods"))
+@every_method
 def test_every_method_runs_with_an_exact_epsilon_or_is_refused(name: str) -> None:
-    changes = {"method.name": name, "stream.public": 0.1, "evaluation.every": 0}
+    changes = {"method": light(name), "stream.public": 0.1, "evaluation.every": 0}
     try:
         experiment = private(changes, noise_multiplier=1.0, clip=0.05)
     except ExposureError:

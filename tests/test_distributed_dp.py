@@ -15,7 +15,6 @@ from scipy.stats import kstest, norm
 from torch import Tensor
 
 import fedcl
-from fedcl.config import available
 from fedcl.core import distributed
 from fedcl.core.accounting import Charge, epsilon, epsilon_rdp
 from fedcl.core.channel import Aggregate
@@ -26,6 +25,7 @@ from fedcl.core.noise import generator
 from fedcl.core.renyi import Renyi
 from fedcl.ledgerfile import LedgerFile
 from tests import hostile, sealing
+from tests.conformance import every_method, light
 from tests.ray_house import RayHouse
 from tests.tiny import (
     Interrupted,
@@ -384,9 +384,9 @@ def test_audits_say_that_they_do_not_cover_it(audit: str) -> None:
         fedcl.run(fedcl.config.parse(table))
 
 
-@pytest.mark.parametrize("name", available("methods"))
+@every_method
 def test_every_method_runs_with_an_epsilon_or_is_refused(name: str) -> None:
-    changes = {"method.name": name, "stream.public": 0.1, "evaluation.every": 0}
+    changes = {"method": light(name), "stream.public": 0.1, "evaluation.every": 0}
     try:
         experiment = private(changes, noise_multiplier=1.0, clip=0.05)
     except ExposureError:

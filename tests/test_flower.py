@@ -13,7 +13,7 @@ import pytest
 import ray
 
 import fedcl
-from fedcl.config import Experiment, available, find, parse
+from fedcl.config import Experiment, find, parse
 from fedcl.core import wire
 from fedcl.core.client import Kept
 from fedcl.core.errors import ClientError, ConfigError, FedclError, ResumeError
@@ -21,6 +21,7 @@ from fedcl.core.site import Site
 from fedcl.flower import simulation
 from fedcl.flower.memories import ClientMemory
 from fedcl.flower.simulated import enter
+from tests.conformance import every_method, light
 from tests.ray_house import RayHouse
 from tests.sealing import betrayed, looked, spied
 from tests.tiny import Interrupted, Watching, assert_same_runs, interrupt_after, tiny
@@ -65,9 +66,9 @@ def on_flower(experiment: Experiment, **options: Any) -> Experiment:
     return parse({**experiment.resolved, "engine": {"name": "flower", **options}})
 
 
-@pytest.mark.parametrize("name", available("methods"))
+@every_method
 def test_every_method_equals_serial_to_the_bit(name: str) -> None:
-    assert_same_runs(fedcl.run(on_flower(of(name))), fedcl.run(of(name)))
+    assert_same_runs(fedcl.run(on_flower(of(light(name)))), fedcl.run(of(light(name))))
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fot"])

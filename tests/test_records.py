@@ -26,7 +26,7 @@ from fedcl.core.task import Examples
 from fedcl.ledgerfile import LedgerFile
 from fedcl.report import write_report
 from tests import asking
-from tests.conformance import every_method
+from tests.conformance import every_method, light
 from tests.tiny import (
     Interrupted,
     assert_same_folders,
@@ -65,7 +65,7 @@ def test_a_record_pays_for_the_rounds_of_its_stage(tmp_path: Path) -> None:
 @every_method
 def test_every_method_runs_with_an_exact_epsilon_or_is_refused_by_name(name: str) -> None:
     public = {"stream.public": 0.1} if name == "cfed" else {}
-    changes = {"method.name": name, "training.rounds": 1, **public}
+    changes = {"method": light(name), "training.rounds": 1, **public}
     try:
         experiment = private(changes, clip=0.5)
     except ExposureError as error:

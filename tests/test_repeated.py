@@ -18,6 +18,7 @@ from fedcl.core.stream import Stream
 from fedcl.datasets.synthetic import Synthetic
 from fedcl.experiment import asked_again
 from fedcl.repeated import Repeats, repeated
+from tests.conformance import light
 from tests.tiny import rows, scenario, stream_of, tiny
 
 
@@ -66,7 +67,7 @@ def test_a_row_left_out_is_left_out_of_everything(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever stood in it: NaN there changes no bit of any answer."""
-    experiment = tiny({**scenario("class"), "method.name": method, "training.cohort": 0})
+    experiment = tiny({**scenario("class"), "method": light(method), "training.cohort": 0})
     stream = stream_of(experiment)
     kept = np.random.default_rng(1).random(len(stream.dataset.train.labels)) < 0.6
     asked = [Records(r.task, r.train[kept[r.train]], r.test) for r in records_of(stream)]

@@ -1,11 +1,10 @@
 """Every script in `simulations/` runs from end to end with `--smoke`, and leaves nothing behind."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.scripts import run_script
 
 ROOT = Path(__file__).parent.parent
 # Not all are scripts: some share what scripts have in common.
@@ -16,31 +15,23 @@ SCRIPTS = [
 ]
 
 
-def run(script: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(script), *words],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",  # else a folder of bytecode would be left
-        },
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_a_script_runs_with_smoke(script: Path, tmp_path: Path) -> None:
     before = sorted((ROOT / "simulations").iterdir())
-    done = run(script, tmp_path, "--smoke")
+    folder = tmp_path / "here"
+    folder.mkdir()
+    # What it starts itself leaves no folder of bytecode either.
+    variables = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = run_script(script, ["--smoke"], folder, tmp_path, variables)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip(), "a table"
     assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir()), "nothing is left"
+    assert not list(folder.iterdir()), "nothing is left"
     assert sorted((ROOT / "simulations").iterdir()) == before
 
 

@@ -13,7 +13,7 @@ from flwr.app import Array, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from fedcl.assembly import build_site
-from fedcl.config import Experiment, available
+from fedcl.config import Experiment
 from fedcl.core import wire
 from fedcl.core.client import Kept, Model
 from fedcl.core.engine import Position, Request
@@ -23,6 +23,7 @@ from fedcl.flower.client_app import respond
 from fedcl.flower.memories import ClientMemory
 from fedcl.flower.messages import Coded, Question, read_failure, read_reply
 from fedcl.flower.simulated import enter, leave
+from tests.conformance import every_method, light
 from tests.flower.nodes import simulated
 from tests.flower_trial import Own
 from tests.tiny import first_parameters, same, tiny, watched
@@ -76,9 +77,9 @@ def assert_plain(content: RecordDict) -> None:
     assert set(content) == {*content.array_records, *content.config_records}
 
 
-@pytest.mark.parametrize("name", available("methods"))
+@every_method
 def test_all_that_a_method_asks_travels_as_plain_values(name: str) -> None:
-    experiment = tiny(method={"name": name}, **_public(name))
+    experiment = tiny(method=light(name), **_public(name))
     words = wire.vocabulary(experiment.method)
     _, engine = watched(experiment)
     for request, _ in engine.requests:
