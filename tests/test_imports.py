@@ -30,6 +30,7 @@ def loaded_by(module: str, packages: set[str]) -> set[str]:
         ("fedcl", {"torch", "ray", "flwr", "opacus", "matplotlib"}),
         ("fedcl.experiment", {"ray", "flwr", "opacus", "datasets", "PIL"}),
         ("fedcl.__main__", {"torch", "ray", "flwr", "opacus", "datasets"}),
+        ("fedcl.flower.device", {"ray", "opacus", "scipy", "sklearn", "matplotlib", "PIL"}),
         ("fedcl.watching.frame", {"torch", "ray", "flwr"}),
         ("fedcl.datasets.folder", {"PIL"}),
         ("fedcl.datasets.hub", {"PIL", "datasets"}),

@@ -17,8 +17,6 @@ from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import gammaln, log_ndtr
 
 from fedcl.core.errors import ConfigError
 from fedcl.core.renyi import ORDERS as ORDERS
@@ -147,6 +145,8 @@ def _gaussian_epsilon(mean: float, delta: float) -> float:
     most = mean**2 / 2 + mean * math.sqrt(-2 * math.log(delta))
     if mean < delta or mean > 1e4:  # less than nothing; more than numbers can tell apart
         return 0.0 if mean < delta else most
+    from scipy.optimize import brentq  # a device, where each message is a new process, needs none
+    from scipy.special import log_ndtr
 
     def excess(found: float) -> float:
         one = log_ndtr(mean / 2 - found / mean)
@@ -174,6 +174,8 @@ def _divergences(noise: float, rate: float) -> Any:
 @cache
 def _binomials() -> tuple[Any, Any, Any, Any]:
     """Returns order, k and the logarithm of (order over k), order by order; where each begins."""
+    from scipy.special import gammaln
+
     order = np.concatenate([np.full(a + 1, float(a)) for a in ORDERS])
     k = np.concatenate([np.arange(a + 1.0) for a in ORDERS])
     ways = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)

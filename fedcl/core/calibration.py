@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from scipy.optimize import brentq
-
 from fedcl.core.accounting import Charge, epsilon
 
 # Noise multipliers between these are looked at; less protects nothing, more drowns everything.
@@ -41,6 +39,8 @@ def multiplier(charges: Callable[[float], Sequence[Charge]], target: float, delt
             f"epsilon = {target:g} needs a noise multiplier above {MOST:g}: release less often, or "
             "ask for a larger epsilon"
         )
+    from scipy.optimize import brentq  # not before it is needed
+
     found = float(brentq(over, low, high, xtol=1e-5))
     # The root may lie a hair above the target: a bound must not.
     while over(found) > 0:

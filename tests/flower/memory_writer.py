@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +41,23 @@ def answer(versions: Versions, question: dict[str, Any]) -> None:
     versions.write(moment_of(question), content(before, question))
 
 
-def live(folder: Path, life: int) -> None:
-    """Answers the questions that are meant for this life, not those that an earlier one left."""
+def live(act: Callable[[Any], None], life: int) -> None:
+    """Does what is asked of this life, not what was asked of an earlier one."""
     print(f"born {os.getpid()}", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         if asked["life"] == life:
-            answer(Versions(folder), asked["question"])
+            act(asked["question"])
             print("done", flush=True)
 
 
-def main() -> None:
+def one_after_the_other(act: Callable[[Any], None]) -> None:
     """Lets one process live after the other, until nobody asks any more."""
     life = 0
     while True:
         child = os.fork()
         if not child:
-            live(Path(sys.argv[1]), life)
+            live(act, life)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         print("dead", flush=True)
@@ -65,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_after_the_other(partial(answer, Versions(Path(sys.argv[1]))))

@@ -16,9 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedcl.core import wire
+from fedcl.core.client import Kept
+from fedcl.flower import messages
+from fedcl.flower.client_app import respond
+from fedcl.flower.memories import ClientMemory
 from fedcl.flower.versions import BEFORE_ALL, Moment, Versions
-from tests.commands import ROOT
+from tests.commands import ROOT, write_config
+from tests.flower.answering import pack, unpack
 from tests.flower.memory_writer import content, moment_of
+from tests.flower.nodes import EXPERIMENT, device, question_of
+from tests.tiny import same, tiny, watched
 
 ROUNDS = 3  # of a stage; before them comes its beginning, round -1, and after them its end
 
@@ -97,10 +105,10 @@ class Server:
 
 
 @contextmanager
-def lives(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def lives(module: str, *words: Path, bare: bool = False) -> Iterator[subprocess.Popen[str]]:
     """Starts what gives a client one life after the other."""
-    command = [sys.executable, "-S", "-m", "tests.flower.memory_writer", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *(["-S"] * bare), "-m", f"tests.flower.{module}", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command,
         cwd=ROOT,
@@ -114,27 +122,47 @@ def lives(folder: Path) -> Iterator[subprocess.Popen[str]]:
     assert process.returncode == 0
 
 
+def born(process: subprocess.Popen[str]) -> int:
+    """Returns the number of the process that lives now."""
+    assert process.stdout is not None
+    word, child = process.stdout.readline().split()
+    assert word == "born"
+    return int(child)
+
+
+def ask(process: subprocess.Popen[str], life: int, question: Any, kill: int, delay: float) -> bool:
+    """Returns whether there was an answer.
+
+    Args:
+        process: Whom to ask.
+        life: Which of its lives.
+        question: What to ask.
+        kill: Number of the process to kill while it answers; 0 for none.
+        delay: Seconds after which it is killed.
+    """
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps({"life": life, "question": question}) + "\n")
+    process.stdin.flush()
+    if kill:
+        time.sleep(delay)
+        os.kill(kill, signal.SIGKILL)
+    words = [process.stdout.readline()]
+    if kill and words == ["done\n"]:
+        words.append(process.stdout.readline())
+    assert words in (["done\n"], ["dead\n"], ["done\n", "dead\n"])
+    return words[0] == "done\n"
+
+
 def one_life(
     process: subprocess.Popen[str], life: int, server: Server, answers: int, delay: float
 ) -> None:
     """Asks a client; after some answers, and then a while after the next question, kills it."""
-    assert process.stdin is not None and process.stdout is not None
-    born, child = process.stdout.readline().split()
-    assert born == "born"
+    child = born(process)
     for number in range(answers + 1):
         question = server.question()
-        process.stdin.write(json.dumps({"life": life, "question": question}) + "\n")
-        process.stdin.flush()
-        if number == answers:
-            time.sleep(delay)
-            os.kill(int(child), signal.SIGKILL)
-        word = process.stdout.readline()
-        if word == "done\n":
+        if ask(process, life, question, child if number == answers else 0, delay):
             server.happened["answered"] += 1
             server.acknowledge(question)
-    if word == "done\n":
-        word = process.stdout.readline()
-    assert word == "dead\n"
 
 
 def check(versions: Versions, server: Server) -> None:
@@ -150,7 +178,7 @@ def check(versions: Versions, server: Server) -> None:
 def test_a_memory_outlives_a_hundred_kills(tmp_path: Path) -> None:
     versions, server = Versions(tmp_path / "client"), Server(random.Random(9))
     chance = random.Random(8)
-    with lives(versions.folder) as process:
+    with lives("memory_writer", versions.folder, bare=True) as process:
         for life in range(100):
             one_life(process, life, server, chance.randrange(4), chance.uniform(0.0, 0.01))
             check(versions, server)
@@ -160,3 +188,37 @@ def test_a_memory_outlives_a_hundred_kills(tmp_path: Path) -> None:
     # The server did all that it can do.
     assert server.happened["answered"] > 100
     assert min(server.happened[what] for what in ("resumed", "dropped", "committed")) > 5
+
+
+def test_a_device_that_is_killed_while_it_answers_goes_on_where_it_was(tmp_path: Path) -> None:
+    changes = {"method.name": "replay", "training.cohort": 0}
+    experiment = tiny(changes)
+    config, state = write_config(tmp_path, changes), tmp_path / "state"
+    requests = [request for request, ids in watched(experiment)[1].requests if 0 in ids]
+    words, chance = wire.vocabulary(experiment.method), random.Random(7)
+    calm = device(config, tmp_path / "calm")
+    kept = ClientMemory(state / "experiments" / EXPERIMENT / "0", words)
+    known = ClientMemory(tmp_path / "calm" / "experiments" / EXPERIMENT / "0", words)
+    life, base, killed = 0, None, 0
+    with lives("answering", config, state) as process:
+        child = born(process)
+        for number, request in enumerate(requests):
+            question = question_of(experiment, request, base).write()
+            expected = respond(question, calm)
+            now = messages.moment(request.position)
+            path = tmp_path / f"{number}.question"
+            pack(question, path)
+            while True:
+                kill = child if killed < 2 * number + 2 else 0
+                if ask(process, life, str(path), kill, chance.uniform(0.0, 0.1)) and not kill:
+                    break
+                killed, life, child = killed + 1, life + 1, born(process)
+                if base is not None:
+                    assert same(kept.read(base), known.read(base))
+                if now in kept.moments():
+                    assert same(kept.read(Kept(now)), known.read(Kept(now)))
+            assert unpack(path.with_suffix(".answer")) == expected
+            if messages.read_reply(expected, request.position, words)[1]:
+                base = Kept(now)
+    assert killed == 2 * len(requests)
+    assert kept.moments() == known.moments()
