@@ -114,6 +114,11 @@ class Arriving:
         begun = any(entry.stage >= stage for entry in diary.entries)
         return begun or bool(diary.fresh(self.source, id))
 
+    def arrived(self, id: int) -> int:
+        """Returns how many arrivals a client has begun with, or could begin with."""
+        diary = read_diary(self._own(id), self.source, id)
+        return len(diary.entries) + len(diary.fresh(self.source, id))
+
     def _place(self, stage: int) -> tuple[int, int]:
         """Returns where in a run decisions are made: with borders once a stage."""
         return stage, 0 if self.stream.borders else max(0, self.round)

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedcl.core import durable
 from fedcl.core.arrival import Source
-from fedcl.core.durable import write_durably
 from fedcl.core.errors import ConfigError, ResumeError
 
 FILE = "arrivals.json"
@@ -159,7 +159,8 @@ def decided_at(folder: Path, source: Source, client: int, place: Place) -> tuple
     diary = read_diary(folder, source, client)
     found = diary.decide(source, client, place)
     if found is not diary:
-        write_durably(folder / FILE, found.text().encode())
+        durable.make_folder(folder)
+        durable.write(folder / FILE, found.text().encode())
     return found.until(place)
 
 

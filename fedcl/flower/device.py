@@ -18,7 +18,8 @@ from flwr.app import Context
 
 from fedcl.core.errors import ConfigError
 from fedcl.core.noise import key_of
-from fedcl.flower.client_app import Home, Own, make_app
+from fedcl.flower.client_app import make_app
+from fedcl.flower.home import Home, Own
 from fedcl.flower.nodeconfig import NodeConfig, read
 from fedcl.flower.statefolder import StateFolder, token_of
 

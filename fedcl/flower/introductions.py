@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import ConfigRecord, ConfigRecordValues, RecordDict
 
 from fedcl import __version__
-from fedcl.core.errors import ConfigError, FedclError
+from fedcl.core.errors import ConfigError
 from fedcl.flower.agreement import differences, shared
 
 _RECORD = "introduction"
@@ -46,16 +46,16 @@ class Introduction:
 
     @classmethod
     def read(cls, content: RecordDict) -> Introduction:
-        """Returns the introduction in a Flower message; raises FedclError for any other content."""
-        try:
-            plain = content.config_records[_RECORD]
-            if not plain:  # the other side only asks which client this is
-                return cls()
-            return cls(**{name: _text(plain[name]) for name in ("experiment", "config", "version")})
-        except (KeyError, TypeError) as error:
-            raise FedclError(
-                f"the introduction cannot be read: {error!r}; ask with the same version of fedcl"
-            ) from error
+        """Returns the introduction in a Flower message.
+
+        Raises:
+            KeyError: A part is missing.
+            TypeError: A part is no text.
+        """
+        plain = content.config_records[_RECORD]
+        if not plain:  # the other side only asks which client this is
+            return cls()
+        return cls(**{name: _text(plain[name]) for name in ("experiment", "config", "version")})
 
     def check(self, resolved: Mapping[str, Any]) -> None:
         """Raises ConfigError that names version, or keys and both values, where the sides differ.

@@ -96,16 +96,13 @@ class Question:
 
     @classmethod
     def read(cls, content: RecordDict) -> Question:
-        """Returns the question in a Flower message; raises FedclError for any other content."""
-        try:
-            return cls._read(content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FedclError(
-                f"the question cannot be read: {error!r}; ask with the same version of fedcl"
-            ) from error
+        """Returns the question in a Flower message.
 
-    @classmethod
-    def _read(cls, content: RecordDict) -> Question:
+        Raises:
+            KeyError: A part is missing.
+            TypeError: A part has another type.
+            ValueError: A number is no place in a run.
+        """
         plain: Mapping[str, Any] = content.config_records["question"]
         config = {name: str(value) for name, value in content.config_records["config"].items()}
         stage, round, exchange, attempt = _whole(plain["position"], 0, -1, 0, 0)

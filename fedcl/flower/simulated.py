@@ -16,7 +16,8 @@ from flwr.clientapp import ClientApp
 from fedcl.config import load_config
 from fedcl.core import wire
 from fedcl.core.errors import ConfigError
-from fedcl.flower.client_app import Home, Own, make_app
+from fedcl.flower.client_app import make_app
+from fedcl.flower.home import Home, Own
 from fedcl.flower.memories import ClientMemory
 from fedcl.record import write_text
 

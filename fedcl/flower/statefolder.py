@@ -20,9 +20,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedcl.core import durable
 from fedcl.core.errors import ConfigError
 from fedcl.core.noise import ROOT_BYTES, key_of, secret_root
-from fedcl.flower import durable
 from fedcl.flower.tenancy import move_in
 
 EXPERIMENTS = 8  # of which a device keeps the memory: those that were asked last

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fedcl.core import durable
 from fedcl.core.errors import ConfigError
-from fedcl.flower import durable
 
 _PATIENCE = 5.0  # seconds in which the processes of a node that was ended are gone
 

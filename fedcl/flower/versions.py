@@ -18,8 +18,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedcl.core import durable
 from fedcl.core.errors import ConfigError, ResumeError
-from fedcl.flower import durable
 
 Moment = tuple[int, int, int, int]
 SUFFIX = ".memory"

@@ -14,8 +14,9 @@ from fedcl.core import wire
 from fedcl.core.client import Kept, Model
 from fedcl.core.engine import Request
 from fedcl.flower.agreement import fingerprints
-from fedcl.flower.client_app import Find, Home
+from fedcl.flower.client_app import Find
 from fedcl.flower.device import at_home
+from fedcl.flower.home import Home
 from fedcl.flower.messages import Coded, Question
 from fedcl.flower.simulated import home_of
 

@@ -20,7 +20,8 @@ from fedcl.core.local import CrossEntropy, Local
 from fedcl.core.survey import Examination, findings
 from fedcl.flower import arrivals, evaluation
 from fedcl.flower.agreement import fingerprints
-from fedcl.flower.client_app import Find, evaluate, respond, tell_arrivals
+from fedcl.flower.client_app import Find, evaluate, introduce, respond, tell_arrivals
+from fedcl.flower.introductions import Introduced, Introduction
 from fedcl.flower.messages import Coded, read_failure, read_reply
 from tests.arriving_data import deliver, house, live
 from tests.commands import write_config
@@ -67,6 +68,16 @@ def is_ready(find: Find, experiment: Experiment, stage: int) -> Any:
     told = tell_arrivals(question.write(), find).config_records["arrivals"]
     assert told["stage"] == stage
     return told["ready"]
+
+
+def test_an_introduction_counts_what_has_arrived(
+    tmp_path: Path, experiment: Experiment, find: Find
+) -> None:
+    asked = Introduction.of(EXPERIMENT, experiment.resolved).write()
+    for number in range(3):
+        assert Introduced.read(introduce(asked, find)).arrived == number
+        bring(tmp_path, number)
+        answer(find, experiment, training(experiment, number))  # what is learnt goes on to count
 
 
 def test_a_device_answers_as_in_a_prepared_simulation(

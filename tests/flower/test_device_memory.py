@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from fedcl.core import durable
 from fedcl.core.errors import ConfigError, ResumeError
-from fedcl.flower import durable
 from fedcl.flower.versions import BEFORE_ALL, Moment, Versions
 
 FIRST: Moment = (0, 0, 0, 0)

@@ -1,0 +1,146 @@
+"""A node in one experiment: what it makes of its own config, what it remembers, how it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from flwr.app import RecordDict
+
+from fedcl.assembly import build_site
+from fedcl.config import Experiment
+from fedcl.core import wire
+from fedcl.core.client import Reply, Unchanged
+from fedcl.core.errors import ConfigError
+from fedcl.core.noise import key_of
+from fedcl.core.site import Site
+from fedcl.core.stream import Stream
+from fedcl.core.tree import settle
+from fedcl.flower import messages
+from fedcl.flower.agreement import fingerprints
+from fedcl.flower.memories import ClientMemory
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a node makes of its own config of an experiment.
+
+    Attributes:
+        experiment: The config.
+        keep: Holds a folder for each client that runs here, with what it keeps.
+    """
+
+    experiment: Experiment
+    keep: Path
+
+    @cached_property
+    def site(self) -> Site:
+        """Data, stream and model, built when they are first needed."""
+        return build_site(self.experiment, self.keep)
+
+    @cached_property
+    def words(self) -> wire.Vocabulary:
+        """What a message or a memory may name."""
+        return wire.vocabulary(self.experiment.method)
+
+    @cached_property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Fingerprints of the config."""
+        return fingerprints(self.experiment.resolved)
+
+    def check(self, asked: Mapping[str, str]) -> None:
+        """Raises ConfigError when the other side has another config, and names where."""
+        own = self.fingerprints
+        other = [name for name in sorted({*own, *asked}) if own.get(name) != asked.get(name)]
+        if other:
+            differences = ", ".join(
+                f"{name}: {own.get(name)} here, {asked.get(name)} asked for" for name in other
+            )
+            raise ConfigError(
+                f"client and server have different configs ({differences}); give both the same"
+            )
+
+    def arrived(self, id: int) -> int:
+        """Returns how many arrivals a client has; 0 where data do not arrive."""
+        if not self.experiment.stream.elsewhere:
+            return 0
+        return int(self.site.population.arrived(id))  # type: ignore[attr-defined]
+
+    def check_place(self, id: int, stage: int, round: int) -> None:
+        """Raises ConfigError for a client or a place that the config does not have."""
+        stream: Stream = self.site.population.stream  # type: ignore[attr-defined]
+        rounds = self.experiment.training.rounds
+        if id >= stream.clients:
+            raise ConfigError(
+                f"client {id} is none of the stream's {stream.clients} clients, whose ids begin "
+                "with 0: give the node another id"
+            )
+        if not (0 <= stage < stream.stages and round <= rounds):
+            raise ConfigError(
+                f"stage {stage}, round {round} is asked for, but the config has {stream.stages} "
+                f"stages of {rounds} rounds"
+            )
+
+
+@dataclass(frozen=True)
+class Home:
+    """A node in one experiment.
+
+    Attributes:
+        id: Which client it is.
+        load: Returns what it makes of its own copy of the config; raises ConfigError.
+        root: 32 bytes below which its secrets of this experiment lie; None for a simulated client,
+            whose secrets come with the question.
+        token: Binds the id to the node's state folder; nothing in a simulation.
+        budget: Bytes that memories below `within` may take; 0 for no bound.
+        within: Folder of all that the budget is for.
+    """
+
+    id: int
+    load: Callable[[], Own]
+    root: bytes | None = field(default=None, repr=False)
+    token: str = field(default="", repr=False)
+    budget: int = 0
+    within: Path | None = None
+
+    @cached_property
+    def own(self) -> Own:
+        """What it makes of its own copy of the config."""
+        return self.load()
+
+    @property
+    def memory(self) -> ClientMemory:
+        """What the client remembers."""
+        folder = self.own.keep / str(self.id)
+        return ClientMemory(folder, self.own.words, self.budget, self.within)
+
+    def answer(self, question: messages.Question) -> RecordDict:
+        """Runs the program of a question and keeps the memory that it leaves."""
+        own, memory, position = self.own, self.memory, question.position
+        own.check(question.config)
+        own.check_place(self.id, position.stage, position.round)
+        if not question.blank:
+            memory.roll_back(question.base, position, question.committed)
+        request = question.request(own.words)
+        if self.root is not None:
+            # Whatever a server sends, what protects a device is drawn below its own root. The same
+            # question gets the same noise, and any other one gets its own: see `Question.digest`.
+            request = replace(request, secret=key_of(self.root, "question", question.digest()))
+        message = settle(request.message, own.site.device)
+        answer = own.site.answer(request, self.id, memory.read(question.base), message)
+        if question.blank:
+            return messages.write_reply(_form_of(answer.reply), False, position, own.words)
+        remembered = not isinstance(answer.memory, Unchanged)
+        reply = messages.write_reply(answer.reply, remembered, position, own.words)
+        if remembered:
+            memory.write(messages.moment(position), answer.memory)
+        return reply
+
+
+def _form_of(reply: Reply) -> Reply:
+    """Returns a reply that shows the form of another one, and nothing else of it."""
+    zeros = {name: torch.zeros_like(value) for name, value in reply.tensors.items()}
+    return Reply(zeros)
