@@ -68,7 +68,8 @@ def on_flower(experiment: Experiment, **options: Any) -> Experiment:
 
 @every_method
 def test_every_method_equals_serial_to_the_bit(name: str) -> None:
-    assert_same_runs(fedcl.run(on_flower(of(light(name)))), fedcl.run(of(light(name))))
+    own = of(light(name), {"evaluation.where": "clients"})
+    assert_same_runs(fedcl.run(on_flower(own)), fedcl.run(own))
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fot"])
@@ -121,7 +122,8 @@ def test_a_dropped_attempt_leaves_no_memory(name: str, shortfall: str) -> None:
 def test_an_interrupted_run_resumes_to_the_same_bits(
     method: dict[str, Any], rounds: int, seconds: float, tmp_path: Path
 ) -> None:
-    experiment = of(method, {"checkpoint.seconds": seconds})
+    changes = {"checkpoint.seconds": seconds, "evaluation.where": "clients"}
+    experiment = of(method, changes)
     with pytest.raises(Interrupted):
         fedcl.run(on_flower(experiment), tmp_path, watch=interrupt_after(rounds))
     # Without a commit in every round the clients are ahead of the checkpoint and must roll back.

@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, ConfigRecordValues, RecordDict
 
 from fedcl.core import wire
 from fedcl.core.client import Kept
+from fedcl.core.errors import FedclError
 from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 from fedcl.core.survey import Examination, Finding, Kind, findings, models_of
@@ -37,6 +38,7 @@ class Link(Protocol):
     words: wire.Vocabulary
     experiment: str
     config: Mapping[str, str]
+    live: bool
 
     def ask(
         self, kind: str, contents: Mapping[int, RecordDict]
@@ -182,6 +184,9 @@ def ask(
         examination: What they are asked.
         ids: Who is asked.
         memories: Say which memory a client has.
+
+    Raises:
+        FedclError: An evaluation failed in a simulation, which ends it as any failure there does.
     """
     coded = Coded.of(examination.view, link.words)
     place = examination.stage, examination.round
@@ -202,6 +207,8 @@ def ask(
         for id in ids
     }
     answers, _, bad = link.ask(EVALUATION, questions)
+    if bad and not link.live:
+        raise FedclError(f"evaluation failed: {next(iter(bad.values()))}")
     for id, content in answers.items():
         try:
             found[id] = read_findings(content, place)

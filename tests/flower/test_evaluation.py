@@ -15,7 +15,7 @@ from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core import wire
 from fedcl.core.client import Kept, Model
-from fedcl.core.errors import ExposureError
+from fedcl.core.errors import ExposureError, FedclError
 from fedcl.core.memories import Memories
 from fedcl.core.survey import Examination, Finding, findings
 from fedcl.flower.evaluation import (
@@ -59,6 +59,7 @@ class Posted(Watching):
 
     experiment: str = "ab12"
     config: Mapping[str, str] = field(default_factory=dict)
+    live: bool = False
     kinds: set[str] = field(default_factory=set)
 
     def open(self, site: Any, launch: Mapping[str, Any]) -> None:
@@ -198,6 +199,7 @@ class Said:
     answers: Mapping[int, RecordDict]
     bad: Mapping[int, str]
     words: wire.Vocabulary
+    live: bool = True
     experiment: str = "ab12"
     config: Mapping[str, str] = field(default_factory=dict)
 
@@ -217,3 +219,5 @@ def test_who_answers_badly_is_told_apart_from_who_does_not_answer() -> None:
         3: "its answer does not tell what it found",
         4: "too large",
     }
+    with pytest.raises(FedclError, match="evaluation failed: too large"):
+        ask(replace(link, live=False), asked, range(5), Memories())
