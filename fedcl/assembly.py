@@ -83,6 +83,11 @@ def _population(
     return Simulated(stream, dtype, device, poison)
 
 
+def is_live(experiment: Experiment) -> bool:
+    """Returns whether clients are devices that come and go, instead of simulated ones."""
+    return bool(getattr(experiment.engine, "live", False))
+
+
 def is_guarded(experiment: Experiment) -> bool:
     """Returns whether replies are judged one by one, behind the engine."""
     return experiment.replies.judged or experiment.adversary.lies

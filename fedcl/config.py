@@ -193,6 +193,13 @@ def _check(experiment: Experiment) -> None:
             f"[training] cohort = {cohort} is smaller than the {least_of(channel)} clients whose "
             "sum [[channel]] hands out: raise it"
         )
+    protected = experiment.promise is not None or mechanism(channel) is not None
+    if experiment.training.oversample and protected:
+        raise ConfigError(
+            f"[training] oversample = {experiment.training.oversample} lets the fastest clients "
+            "decide who takes part, which no proof of privacy covers: set it to 0 where a channel "
+            "or trainer protects clients or records"
+        )
     if experiment.promise is not None:
         check_records(method, name, channel, experiment.promise)
     if method.needs_borders and not experiment.stream.borders:

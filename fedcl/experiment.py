@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from fedcl.assembly import build_site, check_minimum, check_protection, guarded, sealed
+from fedcl.assembly import (
+    build_site,
+    check_minimum,
+    check_protection,
+    guarded,
+    is_live,
+    sealed,
+)
 from fedcl.assessment import assess
 from fedcl.audited import examined, opened_watches, shown
 from fedcl.config import Experiment
@@ -27,43 +34,17 @@ from fedcl.core.watched import Watched
 from fedcl.forecast import check_room, forecast, occupied
 from fedcl.journal import Journal, clients_folder, opened
 from fedcl.ledgerfile import opened_ledger
-from fedcl.privacy import privacy_summary
+from fedcl.privacy import privacy_summary, spent_so_far
 from fedcl.probe import Probe
+from fedcl.progress import Progress as Progress
 from fedcl.record import Record, finish
 from fedcl.repeated import Look, Repeats
-from fedcl.rounds import Rounds
+from fedcl.rounds import ATTEMPTS, Rounds
 from fedcl.summary import read_reference, summarise
 from fedcl.survey import survey
 from fedcl.tuning import tuned
 from fedcl.waiting import await_data
 from fedcl.workload import training_flops
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a watcher is told after each round.
-
-    Attributes:
-        stage: Stage of the round.
-        stages: Number of stages.
-        round: Finished rounds of this stage.
-        rounds: Rounds of a stage.
-        done: Finished rounds of the whole run.
-        total: Rounds of the whole run.
-        accuracy: Mean accuracy over the tasks met so far, when last evaluated, or None.
-        clients_per_second: Clients trained per second in this round.
-        engine: Why this engine.
-    """
-
-    stage: int
-    stages: int
-    round: int
-    rounds: int
-    done: int
-    total: int
-    accuracy: float | None
-    clients_per_second: float
-    engine: str
 
 
 def run(
@@ -115,7 +96,9 @@ def _run(
     protection, seed = mechanism(experiment.channel), experiment.seed
     with (
         opened(folder, experiment.resolved, experiment.toml, resume) as store,
-        opened_ledger(folder, protection, seed, experiment.resolved, site) as (root, ledger),
+        opened_ledger(
+            folder, protection, seed, experiment.resolved, site, live=is_live(experiment)
+        ) as (root, ledger),
     ):
         loop = _Loop(experiment, site, Journal(experiment, folder, store, ledger), root, watch)
         record = loop.run()
@@ -127,7 +110,7 @@ def _run(
             "engine": experiment.names["engine"],
             "engine_reason": loop.engine_reason,
             "rounds": loop.journal.rounds,
-            "skipped_or_repeated_rounds": loop.journal.events,
+            **loop.journal.events_by_kind(),
             "rejected_replies": len(loop.journal.rejected),
             "seconds": loop.journal.seconds,
             "command": list(command),
@@ -198,6 +181,8 @@ class _Loop:
             self.experiment.training.availability,
             sampling=self.experiment.training.sampling,
             size=self.experiment.training.cohort,
+            enough=self.experiment.training.enough,
+            waits=is_live(self.experiment),
             root=self.root,
             ledger=ledger,
             watches=self.watches,
@@ -213,7 +198,15 @@ class _Loop:
             )
             if saved is None:
                 self._evaluate(state, 0, at_end=False, untrained=True)
-            rounds = Rounds(self.experiment, self.site, door, self.journal.events, self.probe.drop)
+            rounds = Rounds(
+                self.experiment,
+                self.site,
+                door,
+                self.journal.events,
+                self.probe.drop,
+                getattr(engine, "presence", None),
+                {first: ledger.sittings * ATTEMPTS},
+            )
             last = self.experiment.training.rounds
             for stage in range(first[0], self.stream.stages):
                 if stage != first[0] or not first[1]:
@@ -277,6 +270,9 @@ class _Loop:
                     self.accuracy,
                     speed,
                     self.engine_reason,
+                    *self.journal.traffic,
+                    len(self.journal.rejected),
+                    spent_so_far(self.experiment, self.journal.ledger),
                 )
             )
         return state

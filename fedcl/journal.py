@@ -131,8 +131,9 @@ class Journal:
         folder: The run's folder, or None.
         store: Its checkpoint, or None.
         rounds: Finished rounds of the whole run.
-        events: Skipped and repeated rounds.
+        events: Skipped and repeated rounds, and nodes that a live federation refused.
         rejected: Rows of rejected.csv.
+        traffic: Bytes from all clients, and to them.
         ledger: What was released under differential privacy.
         record: Rows since the last commit; all of them without a store, and once it is `finished`.
         memories: What the clients remember.
@@ -151,6 +152,7 @@ class Journal:
         self.words = wire.vocabulary(self.experiment.method)
         shelf = scratch() if self.store is None else self.store.memories
         self.memories = Memories(shelf, self.words, self.experiment.memory.cache)
+        self.traffic = (0, 0)
         self._spent = 0.0
         self._started = self._committed = time.perf_counter()
 
@@ -158,6 +160,13 @@ class Journal:
     def seconds(self) -> float:
         """Wall time of the whole run, earlier sittings included."""
         return self._spent + time.perf_counter() - self._started
+
+    def events_by_kind(self) -> dict[str, list[dict[str, int | str]]]:
+        """Returns what summary.json says of what happened beside the rounds themselves."""
+        refused = [event for event in self.events if event["what"] == "refused"]
+        others = [event for event in self.events if event["what"] != "refused"]
+        told = {"refused_nodes": refused} if refused else {}
+        return {"skipped_or_repeated_rounds": others, **told}
 
     @property
     def due(self) -> bool:
@@ -176,6 +185,8 @@ class Journal:
             at = exchange.position
             values = (self.rounds, stage, at.exchange, exchange.program, client, reason)
             self.rejected.append(dict(zip(REJECTED, values, strict=True)))
+        up, down = self.traffic
+        self.traffic = up + sum(exchange.up.values()), down + sum(exchange.down.values())
         blank = dict.fromkeys(COSTS) | {"round": self.rounds, "stage": stage}
         for direction, sizes in (("down", exchange.down), ("up", exchange.up)):
             for kind, size in sorted(sizes.items()):
@@ -283,6 +294,11 @@ class Journal:
             ) from error
         self.rounds, self._spent, self.events = saved.rounds, saved.seconds, saved.events
         self.rejected = saved.rejected
+        sent = {"up": 0, "down": 0}
+        for row in self._rows("costs"):
+            if row["direction"] in sent:
+                sent[row["direction"]] += row["bytes"]
+        self.traffic = sent["up"], sent["down"]
         if self.ledger.releases < (self.store.meta("releases") or 0):
             raise ResumeError(
                 f"the privacy ledger in {self.folder} has lost releases that this run made: put "

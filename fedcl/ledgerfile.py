@@ -29,6 +29,8 @@ def opened_ledger(
     seed: int,
     resolved: Mapping[str, Any] | None = None,
     site: Site | None = None,
+    *,
+    live: bool = False,
 ) -> Iterator[tuple[bytes | None, Ledger]]:
     """Opens a run's ledger for the time of the run; yields the secret root and the ledger.
 
@@ -41,6 +43,7 @@ def opened_ledger(
         resolved: The resolved config. Other sums at places that were charged would get the noise of
             the first ones.
         site: Where clients run; its trainer may protect single records.
+        live: Whether clients are devices, who are never asked twice at one place: sittings count.
 
     Raises:
         ResumeError: The file is of a run of another config, damaged, or cannot be written.
@@ -62,7 +65,8 @@ def opened_ledger(
         root = seeded_root(seed) if all(seeded) else file.root()
         bare, note = file.bare("bare_records"), partial(file.note, table="bare_records")
         records = RecordLedger(file.append_records, file.record_events(), met, bare, note)
-        yield root, Ledger(file.append, file.events(), file.bare(), file.note, records)
+        sittings = file.sit() if live else 0
+        yield root, Ledger(file.append, file.events(), file.bare(), file.note, records, sittings)
     finally:
         file.close()
 
@@ -90,6 +94,7 @@ class LedgerFile:
             self._db.execute("CREATE TABLE IF NOT EXISTS records (data TEXT)")
             for name in ("bare", "bare_records"):
                 self._db.execute(f"CREATE TABLE IF NOT EXISTS {name} (name TEXT PRIMARY KEY)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS sittings (id INTEGER PRIMARY KEY)")
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS config (id INTEGER PRIMARY KEY, data TEXT)"
             )
@@ -113,6 +118,13 @@ class LedgerFile:
         with self._guard():
             self._db.execute("INSERT OR IGNORE INTO root VALUES (0, ?)", (secret_root(),))
             return bytes(self._db.execute("SELECT data FROM root").fetchone()[0])
+
+    def sit(self) -> int:
+        """Returns how many sittings there were, and begins another one."""
+        with self._guard():
+            before = self._db.execute("SELECT COUNT(*) FROM sittings").fetchone()[0]
+            self._db.execute("INSERT INTO sittings VALUES (?)", (before,))
+            return int(before)
 
     def events(self) -> dict[Place, Event]:
         """Returns all events by their place, in the order of their writing."""

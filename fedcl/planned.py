@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fedcl.assembly import is_live
 from fedcl.config import Experiment
 from fedcl.core.block import Batching
 from fedcl.core.dataset import ArrayTable
@@ -170,7 +171,7 @@ class Planned:
             sizes = {"clients": self.stream.clients, "flops": self.flops}
             inner, workers, _ = choose(self.site, {**self.experiment.resolved, **sizes})
             name = "ray" if workers else inner
-        elif name in ("ray", "flower"):
+        elif name == "ray" or (name == "flower" and not is_live(self.experiment)):
             workers = engine["workers"] or os.cpu_count() or 1
         if inner != "vectorized":
             return Placement((Batching("loop", self.together),), workers, name)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from fedcl.assembly import is_live
 from fedcl.config import Experiment
+from fedcl.core.channel import mechanism
 from fedcl.core.examples import ExampleMechanism
 from fedcl.core.ledger import Event, Ledger, Mechanism
 from fedcl.core.units import client_round, client_task
@@ -75,6 +77,26 @@ def privacy_summary(
         "epsilon_by_stage": [written(value) for value in ledger.by_stage(stages, delta)],
         "epsilon_rdp": written(ledger.epsilon_rdp(delta)),
     }
+
+
+def spent_so_far(experiment: Experiment, ledger: Ledger) -> float | None:
+    """Returns a bound on what a live federation has spent, quickly: by Rényi divergences.
+
+    Args:
+        experiment: Says what protects whom.
+        ledger: What was released.
+
+    Returns:
+        Epsilon of a client, or of a record where only records are protected; None in a simulation
+        and where nothing is claimed.
+    """
+    own, promise = mechanism(experiment.channel), experiment.promise
+    protection = own or promise
+    if not is_live(experiment) or protection is None or protection.seeded:
+        return None
+    found = ledger if own is not None else ledger.records
+    epsilon = found.epsilon_rdp(protection.delta)
+    return epsilon if math.isfinite(epsilon) else None
 
 
 def privacy_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,13 +14,14 @@ from fedcl.core.exchange import Exchange
 from fedcl.core.federation import Federation
 from fedcl.core.noise import seed_below
 from fedcl.core.population import sample
+from fedcl.core.presence import Presence
 from fedcl.core.seeds import seed_of
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 from fedcl.core.task import TaskInfo
 from fedcl.core.tree import settle
 
-_ATTEMPTS = 20
+ATTEMPTS = 20  # of one round in one sitting
 
 
 @dataclass
@@ -33,6 +34,9 @@ class Rounds:
         door: What stands behind the door.
         events: Takes note of skipped and repeated rounds.
         dropped: Called when a round came to nothing.
+        presence: Knows which clients of a live federation are there; None in a simulation.
+        begin: Number of the first attempt at a stage and round, where it is not 0: a live run that
+            protects somebody never asks the same again.
     """
 
     experiment: Experiment
@@ -40,6 +44,8 @@ class Rounds:
     door: Door
     events: list[dict[str, int | str]]
     dropped: Callable[[], None]
+    presence: Presence | None = None
+    begin: Mapping[tuple[int, int], int] = field(default_factory=dict)
     _known: TaskInfo | None = field(default=None, init=False)
 
     @property
@@ -60,12 +66,13 @@ class Rounds:
             FedclError: Too few clients answered, however often they were asked.
         """
         method, rounds = self.experiment.method, self.experiment.training.rounds
-        cohort = self._cohort(stage, number)
+        first = self.begin.get((stage, number), 0)
+        cohort = self._cohort(stage, number, first)
         if number == 0 and self._stream.borders:
-            state, _ = self._step(method.begin_task, state, stage, -1, cohort, done)
-        state, cohort = self._step(method.round, state, stage, number, cohort, done)
+            state, _ = self._step(method.begin_task, state, stage, -1, cohort, done, first)
+        state, cohort = self._step(method.round, state, stage, number, cohort, done, first)
         if number == rounds - 1 and self._stream.borders:
-            state, _ = self._step(method.end_task, state, stage, rounds, cohort, done)
+            state, _ = self._step(method.end_task, state, stage, rounds, cohort, done, first)
         return state
 
     def _cohort(self, stage: int, number: int, attempt: int = 0) -> tuple[int, ...]:
@@ -78,7 +85,14 @@ class Rounds:
         else:  # who took part is a secret that the accounting relies on
             seed = seed_below(root, "cohort", stage, number, *again)
         members, turn = self._stream.members(stage), stage * training.rounds + number
-        return sample(members, training.cohort, training.sampling, seed, turn)
+        if self.presence is not None:
+            here = self.presence.gathered(members, training.minimum)
+            self.events.extend(
+                {"stage": stage, "round": number, **news} for news in self.presence.news()
+            )
+            if mechanism(self.door.channel) is None:  # else who is there must not show
+                members = here
+        return sample(members, training.asked, training.sampling, seed, turn)
 
     def _step(
         self,
@@ -88,6 +102,7 @@ class Rounds:
         number: int,
         cohort: tuple[int, ...],
         done: list[Exchange],
+        first: int = 0,
     ) -> tuple[Any, tuple[int, ...]]:
         """Runs one moment of a method, skipped or repeated with too few replies.
 
@@ -95,8 +110,8 @@ class Rounds:
         """
         training, door = self.experiment.training, self.door
         moment, why = number in (-1, training.rounds), ""
-        for attempt in range(_ATTEMPTS):
-            if attempt and not moment:
+        for attempt in range(first, first + ATTEMPTS):
+            if attempt > first and not moment:
                 cohort = self._cohort(stage, number, attempt)
             door.exchanges = []
             channel_state = list(door.channel_state)
@@ -130,7 +145,7 @@ class Rounds:
             done.extend(door.exchanges)
             return after, cohort
         raise FedclError(
-            f"stage {stage}, round {number}: too few clients answered in {_ATTEMPTS} attempts "
+            f"stage {stage}, round {number}: too few clients answered in {ATTEMPTS} attempts "
             f"({why}); lower that or raise training.availability"
         )
 

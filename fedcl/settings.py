@@ -26,6 +26,8 @@ class Training:
         device: `auto` takes a GPU when there is one.
         precision: Matrix products of local training on a GPU: `full`, `tf32` (products of rounded
             float32) or `bf16` (PyTorch's autocast). On a CPU it changes nothing.
+        oversample: Share of the cohort that is asked besides, so that a round need not wait for the
+            slowest: of those who answer, the first `cohort` count.
         minimum: Replies that an exchange needs.
         shortfall: What happens to a round with fewer: `skip` or `repeat`.
         availability: Chance that a client that is asked answers.
@@ -40,6 +42,7 @@ class Training:
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["full", "tf32", "bf16"] = "full"
+    oversample: float = 0.0
     minimum: int = 1
     shortfall: Literal["skip", "repeat"] = "skip"
     availability: float = 1.0
@@ -50,11 +53,28 @@ class Training:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 < self.availability <= 1:
             raise ValueError(f"availability must lie in (0, 1], not {self.availability}")
+        if not (math.isfinite(self.oversample) and self.oversample >= 0):
+            raise ValueError(f"oversample must be at least 0, not {self.oversample}")
+        if self.oversample and not self.cohort:
+            raise ValueError(
+                f"oversample = {self.oversample} asks more clients than cohort, but cohort = 0 "
+                "asks all of them: set cohort, or leave oversample out"
+            )
         if self.cohort and self.minimum > self.cohort:
             raise ValueError(
                 f"minimum = {self.minimum} replies cannot come from cohort = {self.cohort}: lower "
                 "the one or raise the other"
             )
+
+    @property
+    def asked(self) -> int:
+        """How many clients are asked in a round; 0 for all members."""
+        return math.ceil(round(self.cohort * (1 + self.oversample), 9))
+
+    @property
+    def enough(self) -> int:
+        """After how many answers no more are needed; 0 for all of those who are asked."""
+        return self.cohort if self.oversample else 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 Events that share one draw of the cohort are one mechanism whose sample was drawn once: their noise
 is combined before sampling is credited (amplification for each of them alone would claim too much).
+A round that is asked again draws its cohort anew.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ def charges(events: Iterable[Event]) -> list[Charge | Renyi]:
     whole = filter(_banded, events)
     banded = {(e.stage, e.noise_multiplier, replace(e.draw, number=0)) for e in whole}
     events = [event for event in events if not _banded(event)]
-    drawn: dict[tuple[int, int], list[Event]] = defaultdict(list)
+    drawn: dict[tuple[int, int, int], list[Event]] = defaultdict(list)
     turns: dict[tuple[int, int, int], dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for event in events:
         draw, strength = event.draw, _strength(event)
         if draw.how == "poisson":
-            drawn[event.stage, draw.number].append(event)
+            drawn[event.stage, draw.number, event.attempt].append(event)
         elif draw.how == "round_robin":
             turns[event.stage, draw.members, draw.expected][draw.number] += strength
         else:

@@ -42,6 +42,8 @@ class Door:
         exchanges: Exchanges of the present round, not yet recorded.
         sampling: How cohorts are drawn.
         size: Clients of a cohort, on average; 0 for all members.
+        enough: Answers of a cohort after which no more are needed; 0 for all.
+        waits: Whether the engine itself takes the first answers that come, as those of devices.
         root: Secret root of what protects clients, 32 bytes, or None where nothing does.
         ledger: What was released.
         promise: What the trainer promises to single records, or None.
@@ -62,6 +64,8 @@ class Door:
     exchanges: list[Exchange] = field(default_factory=list)
     sampling: Literal["fixed", "poisson", "round_robin"] = "fixed"
     size: int = 0
+    enough: int = 0
+    waits: bool = False
     root: bytes | None = None
     ledger: Ledger = field(default_factory=Ledger)
     promise: ExampleMechanism | None = None

@@ -49,6 +49,7 @@ class Request:
         least: Fewest replies whose total a sealed engine hands out (`fedcl.core.sealed`).
         blank: Whether nothing but the form of a total is wanted: a sealed engine answers with
             zeros, and no memory changes.
+        enough: Answers after which an engine of live clients need not wait for more; 0 for all.
     """
 
     position: Position
@@ -60,6 +61,7 @@ class Request:
     secret: bytes | None = field(default=None, repr=False)
     least: int = 0
     blank: bool = False
+    enough: int = 0
 
     @property
     def name(self) -> str:

@@ -196,9 +196,15 @@ class Federation:
         start = time.perf_counter()
         expected = expected_of(door, self.members, clients)
         bound, fewest = door.fewest(least, program_name(program), expected)
-        request = replace(self._request(position, program, message, reveal, expected), least=fewest)
+        enough = door.enough if clients is None else 0
+        request = replace(
+            self._request(position, program, message, reveal, expected),
+            least=fewest,
+            enough=enough if door.waits else 0,
+        )
         results: list[BlockResult] = []
-        for result in door.engine.run(request, self._available(position, asked), door.memories):
+        available = self._available(position, asked, enough)
+        for result in door.engine.run(request, available, door.memories):
             door.memories.save(result.memories)
             add_block(request, results, result)
         charge(door, position, program, results)
@@ -252,12 +258,17 @@ class Federation:
             except TypeError as error:
                 raise ConfigError(f"program {program_name(program)!r} {fact}: {error}") from error
 
-    def _available(self, position: Position, ids: Sequence[int]) -> Sequence[int]:
-        if self._door.availability >= 1.0:
-            return ids
+    def _available(self, position: Position, ids: Sequence[int], enough: int) -> Sequence[int]:
+        """Returns who answers: in a simulation some do not, and the others in a random order."""
+        door = self._door
         at = (position.stage, position.round, position.exchange, position.attempt)
-        draws = numpy_generator(self._door.seed, *at, "available").random(len(ids))
-        return [id for id, draw in zip(ids, draws, strict=True) if draw < self._door.availability]
+        if door.availability < 1.0:
+            draws = numpy_generator(door.seed, *at, "available").random(len(ids))
+            ids = [id for id, draw in zip(ids, draws, strict=True) if draw < door.availability]
+        if door.waits or not enough or len(ids) <= enough:
+            return ids
+        order = numpy_generator(door.seed, *at, "first").permutation(len(ids))[:enough]
+        return [ids[place] for place in sorted(order.tolist())]
 
     def _book(
         self,

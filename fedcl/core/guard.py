@@ -156,7 +156,10 @@ class Guarded:
             examples=sum(result.examples for result in results),
             padded=sum(result.padded for result in results),
             failures={id: why for result in results for id, why in result.failures.items()},
-            rejected=dict(rejected),
+            rejected={
+                **{id: why for result in results for id, why in result.rejected.items()},
+                **rejected,
+            },
             spent={id: spent for result in results for id, spent in result.spent.items()},
         )
         yield from found

@@ -30,6 +30,7 @@ class Ledger:
         bare: Channels that were sent without an event.
         note: Writes the name of such a channel where it lasts.
         records: What replies spent of single records, where a trainer protects these.
+        sittings: How often a live run with this ledger was begun before.
     """
 
     keep: Callable[[Event], None] = lambda event: None
@@ -37,6 +38,7 @@ class Ledger:
     bare: set[str] = field(default_factory=set)
     note: Callable[[str], None] = lambda channel: None
     records: RecordLedger = field(default_factory=RecordLedger)
+    sittings: int = 0
     _last: Place = field(default=(-1, -2, -1, -1), init=False)
 
     @property
@@ -54,7 +56,8 @@ class Ledger:
         """Charges an event before its release.
 
         A resumed run comes to places that it charged before: the same release, with the same noise,
-        is not charged again. Within one sitting a run only goes forward.
+        is not charged again. Within one sitting a run only goes forward. A live run that is resumed
+        asks the round that was cut off anew, as another attempt, with other noise.
 
         Raises:
             ConfigError: It would exceed the budget, another event was charged at its place, or its
@@ -62,7 +65,8 @@ class Ledger:
                 once more.
         """
         # No count decides on a release of the server's noise, so that no such round is repeated.
-        if event.place <= self._last or (event.attempt and event.discrete is None):
+        repeated = event.attempt > 0 and event.discrete is None and not self.sittings
+        if event.place <= self._last or repeated:
             raise ConfigError(
                 f"program {event.channel!r} asks for a second release at stage {event.stage}, "
                 f"round {event.round}, exchange {event.exchange}, which would have the noise of "

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from flwr.app import ConfigRecord, Message, RecordDict
+import httpx
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedcl.core.errors import ConfigError, FedclError
-from fedcl.flower.messages import INTRODUCTION
+from fedcl.core.errors import FedclError
 
 # Messages in flight: enough to keep workers busy. Flower looks for each node among all of them.
 WINDOW = 32
 _PATIENCE = 30.0  # seconds that late answers are waited for in the end
+_FORGOTTEN = 900.0  # seconds after which a late answer is not looked for any more
+_SWEPT = 64  # late answers that are looked for at once
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What came for a message that was sent.
+
+    Attributes:
+        id: The message.
+        answer: What was answered; None when it cannot even be unpacked.
+        why: Why not.
+    """
+
+    id: str
+    answer: Message | None
+    why: str = ""
 
 
 @dataclass
@@ -27,45 +43,82 @@ class Post:
         grid: Flower's grid.
         check: Raises when no answer can come any more.
         interval: Seconds between two looks for answers.
+        window: Messages that are in flight at once.
+        apart: Whether answers are fetched one by one: fetching several that somebody else made, one
+            that cannot be unpacked takes all the others with it.
         flight: When each message that has not been answered was sent, by message id.
-        abandoned: Messages that nobody waits for any more.
+        abandoned: When messages were given up that nobody waits for any more, by message id.
+        late: Answers to those.
     """
 
     grid: Grid
     check: Callable[[], None]
     interval: float = 0.01
+    window: int = WINDOW
+    apart: bool = False
     flight: dict[str, float] = field(default_factory=dict)
-    abandoned: list[str] = field(default_factory=list)
+    abandoned: dict[str, float] = field(default_factory=dict)
+    late: int = 0
 
-    def send(self, content: RecordDict, node: int, kind: str) -> str:
-        """Sends a message to a node and returns its id.
+    def send(self, content: RecordDict, node: int, kind: str, ttl: float | None = None) -> str:
+        """Sends a message to a node and returns its id; nothing when Flower does not take it.
 
-        Raises:
-            FedclError: Flower refuses it.
+        Args:
+            content: What it says.
+            node: Flower's node.
+            kind: Of message.
+            ttl: Seconds after which nobody need have it any more; None for Flower's own.
         """
         self.check()
-        ids = list(self.grid.push_messages([Message(content, node, kind)]))
-        if not ids:
-            raise FedclError(f"Flower takes no message for node {node}: is it still there?")
+        ids = list(self.grid.push_messages([Message(content, node, kind, ttl=ttl)]))
+        if not ids or not ids[0]:
+            return ""
         self.flight[ids[0]] = time.monotonic()
         return ids[0]
 
-    def receive(self) -> list[Message]:
-        """Returns the answers that have come; waits a moment when there are none."""
+    def receive(self, wait: bool = True) -> list[Arrival]:
+        """Returns what has come; waits a moment when that is nothing, if told to."""
         if not self.flight:
             return []
-        answers = list(self.grid.pull_messages(list(self.flight)))
-        for answer in answers:
-            self.flight.pop(answer.metadata.reply_to_message_id, None)
-        if not answers:
+        arrivals = self._pull(list(self.flight))
+        for arrival in arrivals:
+            self.flight.pop(arrival.id, None)
+        if not arrivals:
             self.check()
-            time.sleep(self.interval)
-        return answers
+            if wait:
+                time.sleep(self.interval)
+        return arrivals
 
-    def abandon(self, id: str) -> None:
-        """No longer waits for the answer to a message."""
-        del self.flight[id]
-        self.abandoned.append(id)
+    def _pull(self, ids: list[str]) -> list[Arrival]:
+        if not self.apart:
+            return [_arrival(message) for message in self.grid.pull_messages(ids)]
+        found: list[Arrival] = []
+        for id in ids:
+            try:
+                found.extend(_arrival(message) for message in self.grid.pull_messages([id]))
+            except httpx.HTTPError:  # no answer's fault
+                raise
+            except Exception as error:
+                found.append(Arrival(id, None, f"it cannot be unpacked: {error!r:.200}"))
+        return found
+
+    def abandon(self, ids: Iterable[str]) -> None:
+        """No longer waits for the answers to messages."""
+        for id in ids:
+            if self.flight.pop(id, None) is not None:
+                self.abandoned[id] = time.monotonic()
+
+    def sweep(self) -> None:
+        """Drops and counts the answers that came too late."""
+        now = time.monotonic()
+        looked = list(self.abandoned.items())[:_SWEPT]
+        for id, since in looked:  # the others have their turn next time
+            del self.abandoned[id]
+            if now - since < _FORGOTTEN:
+                self.abandoned[id] = since
+        for arrival in self._pull([id for id, _ in looked]) if looked else []:
+            self.abandoned.pop(arrival.id, None)
+            self.late += arrival.answer is None or arrival.answer.has_content()
 
     def drain(self) -> None:
         """Waits until nodes are at rest: they may still work on what nobody waits for."""
@@ -78,28 +131,5 @@ class Post:
         self.abandoned.clear()
 
 
-def introduce(post: Post) -> dict[int, int]:
-    """Asks every node which client it is and returns the node of each client.
-
-    Raises:
-        ConfigError: Two nodes are the same client.
-        FedclError: A node does not answer as it should.
-    """
-    found: dict[int, int] = {}
-    waiting = deque(sorted(post.grid.get_node_ids()))
-    while waiting or post.flight:
-        while waiting and len(post.flight) < WINDOW:
-            content = RecordDict({"introduction": ConfigRecord()})
-            post.send(content, waiting.popleft(), INTRODUCTION)
-        for answer in post.receive():
-            node = answer.metadata.src_node_id
-            if answer.has_error():
-                raise FedclError(f"Flower node {node} does not start: {answer.error.reason}")
-            client = int(answer.content.config_records["introduction"]["client"])  # type: ignore[arg-type]
-            if client in found:
-                raise ConfigError(
-                    f"Flower nodes {found[client]} and {node} are both client {client}: "
-                    "give each node a client of its own"
-                )
-            found[client] = node
-    return dict(sorted(found.items()))
+def _arrival(message: Message) -> Arrival:
+    return Arrival(message.metadata.reply_to_message_id, message)

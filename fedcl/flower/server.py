@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from flwr.app import Message, RecordDict
-from flwr.common.constant import ErrorCode
 
 from fedcl.core import wire
 from fedcl.core.client import Each, Kept, Unchanged
 from fedcl.core.engine import Answer, BlockResult, Request, failure
-from fedcl.core.errors import ConfigError, ExposureError, FedclError, ResumeError
+from fedcl.core.errors import ClientError, ConfigError, ExposureError, FedclError, ResumeError
 from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 from fedcl.core.tree import settle
 from fedcl.flower import messages
-from fedcl.flower.post import WINDOW, Post
-
-_ABSENT = (
-    ErrorCode.MESSAGE_UNAVAILABLE,
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-    ErrorCode.NODE_UNAVAILABLE,
-)
+from fedcl.flower.inquiry import Inquiry
+from fedcl.flower.inspection import check_reply, inspect
+from fedcl.flower.post import Post
+from fedcl.flower.seats import Seats
+from fedcl.flower.status import Status
 
 
 @dataclass
@@ -33,21 +30,28 @@ class Link:
 
     Attributes:
         post: How messages travel.
-        nodes: Flower's node of each client.
+        seats: Flower's node of each client.
         site: Checks, books and folds what comes back.
         words: What a message may name.
         experiment: Name under which nodes keep their config.
         config: Fingerprints of the server's config.
         timeout: Seconds after which an answer counts as missing; 0 waits for ever.
+        limit: Most bytes that an answer may have.
+        live: Whether clients are devices of other people: what one of them does wrong is a reply
+            that is left out, and their secret keys are their own.
+        status: Told how an exchange goes on.
     """
 
     post: Post
-    nodes: Mapping[int, int]
+    seats: Seats
     site: Site
     words: wire.Vocabulary
     experiment: str
     config: Mapping[str, str]
     timeout: float = 0.0
+    limit: int = 1_000_000_000
+    live: bool = False
+    status: Status = field(default_factory=lambda: Status(None))
 
     def run(
         self, request: Request, ids: Sequence[int], memories: Memories
@@ -55,32 +59,66 @@ class Link:
         """Yields the results of the fold blocks of `ids`, in their order.
 
         Raises:
-            ClientError: A client's program failed: the first one in the order of ids.
-            ConfigError: A node has another config.
+            ClientError: A client's program failed, or its answer cannot be read: the first one in
+                the order of ids; not in a live federation.
+            ConfigError: A node has another config; not in a live federation.
         """
-        coded = self._coded(request)
-        waiting = deque(self.site.blocks(ids))
-        blocks: deque[tuple[int, ...]] = deque()
-        asked: dict[str, int] = {}
-        came: dict[int, Message] = {}
-        late: dict[int, str] = {}
+        coded, bases = self._coded(request), dict[int, Kept | None]()
+        inquiry: Inquiry[Answer] = Inquiry(
+            self.post,
+            self.seats,
+            messages.EXCHANGE,
+            lambda id: self._question(request, coded(id), bases.get(id)),
+            partial(self._read, request),
+            self.timeout,
+            request.enough,
+        )
+        waiting, blocks = deque(self.site.blocks(ids)), deque[tuple[int, ...]]()
         while waiting or blocks:
-            while waiting and (not blocks or len(self.post.flight) < WINDOW):
+            while waiting and (not blocks or inquiry.open < self.post.window):
                 blocks.append(waiting.popleft())
-                bases = memories.load(blocks[-1])
-                for id in blocks[-1]:
-                    content = self._question(request, coded(id), bases.get(id))
-                    asked[self.post.send(content, self.nodes[id], messages.EXCHANGE)] = id
-            for message in self.post.receive():
-                came[asked[message.metadata.reply_to_message_id]] = message
-            for message_id in self._overdue():
-                late[asked[message_id]] = f"no answer within {self.timeout:g} s"
-                self.post.abandon(message_id)
-            while blocks and all(id in came or id in late for id in blocks[0]):
-                block = blocks.popleft()
-                found = {id: came.pop(id) for id in block if id in came}
-                missing = {id: late.pop(id) for id in block if id in late}
-                yield self._result(request, found, missing)
+                bases.update(memories.load(blocks[-1]))
+                inquiry.ask(blocks[-1])
+            inquiry.poll()
+            self._tell(inquiry, len(ids))
+            while blocks and all(map(inquiry.settled, blocks[0])):
+                yield self._result(request, blocks.popleft(), inquiry)
+        self.post.sweep()
+
+    def ask(
+        self, kind: str, contents: Mapping[int, RecordDict], timeout: float | None = None
+    ) -> tuple[dict[int, RecordDict], dict[int, str], dict[int, str]]:
+        """Asks clients what belongs to no exchange, and returns what they answer.
+
+        Args:
+            kind: Of message, such as `query.evaluation`.
+            contents: What each client is asked, by client.
+            timeout: Seconds after which an answer counts as missing; None for those of exchanges.
+
+        Returns:
+            The answers by client, of which nothing is known but that they keep to the limit; why
+            others have none; and what is wrong with those of further ones.
+        """
+        timeout = self.timeout if timeout is None else timeout
+        inquiry: Inquiry[RecordDict] = Inquiry(
+            self.post, self.seats, kind, contents.__getitem__, self._open, timeout
+        )
+        inquiry.ask(sorted(contents))
+        while inquiry.open:
+            inquiry.poll()
+            self._tell(inquiry, len(contents))
+        self.post.sweep()
+        bad = {id: str(error) for id, error in sorted(inquiry.bad.items())}
+        return dict(sorted(inquiry.found.items())), dict(sorted(inquiry.missing.items())), bad
+
+    def _tell(self, inquiry: Inquiry[Answer] | Inquiry[RecordDict], asked: int) -> None:
+        failures = {**inquiry.missing, **{id: str(error) for id, error in inquiry.bad.items()}}
+        self.status.tell(
+            waiting=f"for {inquiry.open} clients to answer" if inquiry.open else "",
+            asked=asked,
+            answered=inquiry.answered,
+            failures={str(id): why for id, why in sorted(failures.items())},
+        )
 
     def _coded(self, request: Request) -> Callable[[int], messages.Coded]:
         """Returns what a client gets; what is the same for all is written once."""
@@ -99,38 +137,54 @@ class Link:
             request.position,
             base,
             request.committed,
-            request.secret or b"",
-            request.blank,
+            b"" if self.live else request.secret or b"",
         )
         return question.write()
 
-    def _overdue(self) -> list[str]:
-        if not self.timeout:
-            return []
-        now = time.monotonic()
-        return [id for id, sent in self.post.flight.items() if now - sent > self.timeout]
-
     def _result(
-        self, request: Request, found: Mapping[int, Message], missing: Mapping[int, str]
+        self, request: Request, block: Sequence[int], inquiry: Inquiry[Answer]
     ) -> BlockResult:
-        answers: list[Answer] = []
-        failures = dict(missing)
-        for id, message in sorted(found.items()):
-            if message.has_error() and message.error.code in _ABSENT:
-                failures[id] = message.error.reason or "no reason given"
-            else:
-                answers.append(self._read(request, id, message))
-        return replace(self.site.gather(request, answers), failures=failures)
+        bad = {id: inquiry.bad[id] for id in block if id in inquiry.bad}
+        if bad and not self.live:
+            raise next(iter(bad.values()))
+        answers = [inquiry.found.pop(id) for id in block if id in inquiry.found]
+        return replace(
+            self.site.gather(request, answers),
+            failures={id: inquiry.missing[id] for id in block if id in inquiry.missing},
+            rejected={
+                id: error.reason if isinstance(error, ClientError) else str(error)
+                for id, error in bad.items()
+            },
+        )
+
+    def _open(self, id: int, message: Message) -> RecordDict:
+        """Returns the content of a client's answer; raises FedclError where there is none."""
+        if message.has_error():
+            raise FedclError(f"client {id}: Flower reports: {message.error.reason}")
+        try:
+            inspect(message.content, self.limit)
+            told = messages.read_failure(message.content)
+        except Exception as error:  # it may hold anything
+            raise FedclError(f"client {id}: its answer cannot be read: {error}") from error
+        if told is not None:
+            raise FedclError(f"client {id}: {told[1]}")
+        return message.content
 
     def _read(self, request: Request, id: int, message: Message) -> Answer:
         if message.has_error():
             raise failure(request, id, f"Flower reports: {message.error.reason}")
         try:
+            inspect(message.content, self.limit)
             told = messages.read_failure(message.content)
             if told is not None:
                 raise _error(request, id, *told)
             reply, remembered = messages.read_reply(message.content, request.position, self.words)
-        except (KeyError, TypeError, ValueError) as error:
+            check_reply(reply)
+        except FedclError:
+            raise
+        except KeyError as error:
+            raise failure(request, id, f"its answer cannot be read: it has no {error}") from error
+        except Exception as error:  # it may hold anything
             raise failure(request, id, f"its answer cannot be read: {error}") from error
         memory = Kept(messages.moment(request.position)) if remembered else Unchanged()
         return Answer(id, settle(reply, self.site.device), memory)

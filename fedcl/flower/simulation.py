@@ -16,9 +16,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedcl.core.errors import FedclError
-from fedcl.flower.post import Post, introduce
+from fedcl.flower.post import Post
 from fedcl.flower.ray_session import start_ray
 from fedcl.flower.runtime import Actors, simulate
+from fedcl.flower.seats import introduce
 from fedcl.flower.simulated import simulated_app
 
 

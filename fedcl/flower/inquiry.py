@@ -1,0 +1,161 @@
+"""One question to several clients: who is asked where, who answers in time, who does not."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
+
+from fedcl.core.errors import FedclError
+from fedcl.flower.post import Arrival, Post
+from fedcl.flower.seats import Seat, Seats
+
+T = TypeVar("T")
+_ABSENT = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+)
+_SPARE = 60.0  # seconds that Flower keeps a message beyond its deadline
+
+
+@dataclass
+class Inquiry(Generic[T]):
+    """Asks clients the same thing, each where it is now.
+
+    A client that comes back at another node, or whose node was started anew, is asked again there:
+    the same question has the same answer. Its first answer counts.
+
+    Attributes:
+        post: How messages travel.
+        seats: Where clients are.
+        kind: Of message.
+        content: Returns what a client is asked.
+        read: Returns what a client's answer says, or raises FedclError.
+        timeout: Seconds after which an answer counts as missing; 0 waits for ever.
+        enough: Answers after which no more are needed; 0 for all.
+        found: What was answered, by client.
+        bad: Answers that say nothing, by client.
+        missing: Why others have not answered, by client.
+        answered: How many answers there were.
+    """
+
+    post: Post
+    seats: Seats
+    kind: str
+    content: Callable[[int], RecordDict]
+    read: Callable[[int, Message], T]
+    timeout: float = 0.0
+    enough: int = 0
+    found: dict[int, T] = field(default_factory=dict)
+    bad: dict[int, FedclError] = field(default_factory=dict)
+    missing: dict[int, str] = field(default_factory=dict)
+    answered: int = field(default=0, init=False)
+    _waiting: deque[int] = field(default_factory=deque, init=False)
+    _begun: dict[int, float] = field(default_factory=dict, init=False)
+    _sent: dict[int, dict[str, Seat]] = field(default_factory=dict, init=False)
+    _asked: dict[str, int] = field(default_factory=dict, init=False)
+
+    @property
+    def open(self) -> int:
+        """How many clients have neither answered nor been given up."""
+        return len(self._begun)
+
+    def ask(self, clients: Iterable[int]) -> None:
+        """Takes up further clients."""
+        for id in clients:
+            self._waiting.append(id)
+            self._begun[id] = time.monotonic()
+
+    def settled(self, client: int) -> bool:
+        """Returns whether a client has answered or was given up."""
+        return client not in self._begun
+
+    def poll(self) -> None:
+        """Sends what can be sent, and takes what has come; waits a moment when that is nothing."""
+        self.seats.refresh()
+        for _ in range(len(self._waiting)):
+            self._begin(self._waiting.popleft())
+        if self.post.flight:
+            for arrival in self.post.receive():
+                self._take(arrival)
+        elif self._begun:
+            self.post.check()
+            time.sleep(self.post.interval)
+        for id in list(self._sent):
+            self._follow(id)
+        self._give_up()
+
+    def _begin(self, id: int) -> None:
+        if len(self.post.flight) >= self.post.window:
+            self._waiting.append(id)
+            return
+        seat = self.seats.seat(id)
+        if seat is not None:
+            self._begun[id] = time.monotonic()
+            self._sent[id] = {}
+            self._send(id, seat)
+        elif self.seats.awaited(id):
+            self._waiting.append(id)
+        else:
+            self._miss(id, "it is not connected")
+
+    def _send(self, id: int, seat: Seat) -> None:
+        ttl = self.timeout + _SPARE if self.timeout else None
+        message = self.post.send(self.content(id), seat.node, self.kind, ttl)
+        if message:
+            self._sent[id][message] = seat
+            self._asked[message] = id
+        elif not self._sent[id]:
+            self._miss(id, "Flower takes no message for its node")
+
+    def _take(self, arrival: Arrival) -> None:
+        id = self._asked.get(arrival.id)
+        if id is None or self.settled(id):
+            return
+        seat, answer = self._sent[id].pop(arrival.id), arrival.answer
+        if answer is not None and answer.has_error() and answer.error.code in _ABSENT:
+            if not self._sent[id] and not self.seats.lost(id, seat):
+                self._miss(id, answer.error.reason or "no reason given")
+            return
+        try:
+            if answer is None:
+                raise FedclError(f"its answer cannot be read: {arrival.why}")
+            if answer.has_content() and answer.metadata.src_node_id != seat.node:
+                raise FedclError("its answer comes from a node that was not asked")
+            self.found[id] = self.read(id, answer)
+            self.answered += 1
+        except FedclError as error:
+            self.bad[id] = error
+        self._settle(id)
+
+    def _follow(self, id: int) -> None:
+        """Asks a client again that is somewhere else now; gives up one that has left for good."""
+        seat = self.seats.seat(id)
+        if seat is None:
+            if not self.seats.awaited(id):
+                self._miss(id, "it has left")
+        elif seat not in self._sent[id].values():
+            self._send(id, seat)
+
+    def _give_up(self) -> None:
+        now = time.monotonic()
+        for id in list(self._begun):
+            if self.timeout and now - self._begun[id] > self.timeout:
+                self._miss(id, f"no answer within {self.timeout:g} s")
+        if self.enough and self.answered >= self.enough:
+            for id in list(self._begun):
+                self._miss(id, f"not needed: {self.answered} others have answered")
+
+    def _miss(self, id: int, why: str) -> None:
+        self.missing[id] = why
+        self._settle(id)
+
+    def _settle(self, id: int) -> None:
+        del self._begun[id]
+        self.post.abandon(self._sent.pop(id, {}))

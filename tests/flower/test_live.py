@@ -1,0 +1,310 @@
+"""Clients that come and go, in one process: who takes part, who is refused, what is left out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+import fedcl
+from fedcl.config import Experiment
+from fedcl.core.engine import BlockResult, Request
+from fedcl.core.errors import FedclError
+from fedcl.core.memories import Memories
+from fedcl.flower.messages import EXCHANGE, INTRODUCTION
+from fedcl.progress import Progress
+from tests.flower.house import LATER, Answers, House, opened_house
+from tests.tiny import Watching, assert_same_runs, read_csv, same, tiny
+
+pytestmark = pytest.mark.flower
+
+CLIENTS = 5
+LONG = {"engine.grace": 60.0, "engine.patience": 60.0}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    (tmp_path / "house").mkdir()
+    with opened_house(tmp_path / "house") as opened:
+        yield opened
+
+
+def of(changes: dict[str, Any] | None = None, **tables: Any) -> Experiment:
+    """Returns a tiny experiment as a ServerApp would run it; all clients are asked."""
+    own = {"engine.name": "flower", "replies.bad": "reject", "training.cohort": 0, **LONG}
+    return tiny({**own, **(changes or {})}, **tables)
+
+
+def simulated(experiment: Experiment, without: Sequence[int] = ()) -> fedcl.Record:
+    """Returns the run of the same experiment in the plain loop, where some clients never answer."""
+
+    @dataclass
+    class Without(Watching):
+        def run(
+            self, request: Request, ids: Sequence[int], memories: Memories
+        ) -> Iterator[BlockResult]:
+            yield from super().run(request, [id for id in ids if id not in without], memories)
+
+    serial = fedcl.config.parse({**experiment.resolved, "engine": {"name": "serial"}})
+    return fedcl.run(replace(serial, engine=Without(serial.engine)))
+
+
+def joined(house: House, experiment: Experiment, clients: Sequence[int]) -> dict[int, int]:
+    """Lets honest clients in; returns their nodes."""
+    return {id: house.join(house.device(id, experiment)) for id in clients}
+
+
+def status_of(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "live.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("method", ["fedavg", "replay", "fot"])
+def test_with_everybody_there_it_is_the_simulation(
+    method: str, house: House, tmp_path: Path
+) -> None:
+    experiment = of(method={"name": method})
+    joined(house, experiment, range(CLIENTS))
+    record = house.run(experiment, tmp_path / "run")
+    assert_same_runs(record, simulated(experiment))
+    told = status_of(tmp_path / "run")
+    assert told["connected"] == [0, 1, 2, 3, 4]
+    assert (told["done"], told["total"], told["waiting"]) == (4, 4, "")
+    assert (told["answered"], told["failures"], told["rejected_total"]) == (5, {}, 0)
+    assert told["bytes_up"] == record.summary["bytes_up"]
+    assert told["bytes_down"] == record.summary["bytes_down"]
+
+
+def lie(what: str, reply: RecordDict) -> RecordDict:
+    """Returns an answer that a hostile client makes of an honest one."""
+    answer = reply.config_records["answer"]
+    arrays = dict(reply.array_records["reply"])
+    name, first = next(iter(arrays.items()))
+    value = first.numpy()
+    if what == "nan":
+        arrays[name] = Array.from_numpy_ndarray(np.full_like(value, np.nan))
+    elif what == "shape":
+        arrays[name] = Array.from_numpy_ndarray(value[:-1])
+    elif what == "type":
+        arrays[name] = Array.from_numpy_ndarray(value.astype(np.float64))
+    elif what == "stale":
+        answer["position"] = [0, 0, 0, 7]
+    elif what == "oversized":
+        arrays["more"] = Array.from_numpy_ndarray(np.zeros(100_000, np.float64))
+    elif what == "bomb":  # a header that promises more than there is
+        small = Array.from_numpy_ndarray(np.zeros(4, np.float32)).data
+        large = small.replace(b"(4,), }" + b" " * 9, b"(4000000000,), }")
+        assert len(large) == len(small) and large != small
+        arrays[name] = Array("float32", (4_000_000_000,), "numpy.ndarray", large)
+    elif what == "pickle":
+        arrays[name] = Array("object", (1,), "numpy.ndarray", b"cos\nsystem\n(S'true'\ntR.")
+    elif what == "objects":
+        arrays[name] = Array.from_numpy_ndarray(np.array(["a", "b"]))
+    elif what == "text":
+        answer["structure"] = "[" * 30_000
+    elif what == "name":
+        answer["structure"] = str(answer["structure"]).replace("client:Reply", "os:system")
+    elif what == "weight":
+        structure = json.loads(str(answer["structure"]))
+        structure["fields"]["weight"] = "heavy"
+        answer["structure"] = json.dumps(structure)
+    elif what == "nothing":
+        return RecordDict()
+    elif what == "parts":
+        return RecordDict({"answer": ConfigRecord({"structure": "1"})})
+    return RecordDict({"reply": ArrayRecord(arrays), "answer": answer})
+
+
+LIES = {
+    "nan": "NaN",
+    "shape": "has shape",
+    "type": "has type",
+    "stale": "stale",
+    "oversized": "bytes, of which 60000 are allowed",
+    "bomb": "another size than its shape",
+    "pickle": "cannot be read",
+    "objects": "no numbers",
+    "text": "does not describe a value",
+    "name": "not known here",
+    "weight": "weight is no number",
+    "nothing": "it has no 'answer'",
+    "parts": "it has no 'position'",
+}
+
+
+def liar(device: Answers, lies: Sequence[str]) -> Answers:
+    """Returns a client that answers each question with the next lie, and then goes on."""
+    told = 0
+
+    def answers(message: Message) -> RecordDict | None:
+        nonlocal told
+        honest = device(message)
+        if message.metadata.message_type == INTRODUCTION or honest is None:
+            return honest
+        told += 1
+        return lie(lies[(told - 1) % len(lies)], honest)
+
+    return answers
+
+
+def test_lies_are_refused_named_and_reach_no_aggregate(house: House, tmp_path: Path) -> None:
+    # 52 rounds of one exchange: each lie four times in a row of 52.
+    changes = {"training.rounds": 26, "engine.limit": 60_000, "evaluation.every": 0}
+    experiment = of(changes)
+    joined(house, experiment, range(4))
+    house.join(liar(house.device(4, experiment), list(LIES)))
+    record = house.run(experiment, tmp_path / "run")
+    honest = simulated(experiment, without=[4])
+    assert same(dict(record.params), dict(honest.params))
+    found = read_csv(tmp_path / "run" / "rejected.csv")
+    assert len(found) == 52 == record.summary["rejected_replies"]
+    assert {row["client"] for row in found} == {"4"}
+    for row, (what, reason) in zip(found, [*LIES.items()] * 4, strict=True):
+        assert reason in row["reason"], what
+
+
+BOTH = "training.local.lr: 0.9 here, 0.2 asked for"
+
+
+def test_nodes_with_another_config_end_a_run_that_needs_them(house: House, tmp_path: Path) -> None:
+    few = {"training.minimum": 2, "engine.patience": 1.0, "engine.grace": 1.0}
+    house.join(house.device(0, of(few)))
+    house.join(house.device(1, of({**few, "training.local.lr": 0.9})))
+    with pytest.raises(FedclError, match=rf"1 of the 2 clients .*{re.escape(BOTH)}.*resume=true"):
+        house.run(of(few), tmp_path / "run")
+
+
+def test_a_run_that_needs_fewer_goes_on_and_says_who_was_refused(house: House) -> None:
+    experiment = of({"engine.grace": 1.0})
+    house.join(house.device(0, experiment))
+    house.join(house.device(1, of({"training.local.lr": 0.9})))
+    record = house.run(experiment)
+    alone = simulated(experiment, without=range(1, CLIENTS))
+    assert same(dict(record.params), dict(alone.params))
+    (refused,) = record.summary["refused_nodes"]
+    assert (refused["stage"], refused["round"], refused["what"]) == (0, 0, "refused")
+    assert BOTH in refused["why"]
+
+
+def test_only_the_first_device_is_a_client(house: House) -> None:
+    experiment = of()
+    joined(house, experiment, range(CLIENTS))
+    strangers: list[int] = []
+
+    def then(now: Progress) -> None:
+        if now.done == 1:
+            for _ in range(2):  # told once, however often it comes
+                strangers.append(house.join(house.device(2, experiment, state="another")))
+            strangers.append(house.join(house.device(CLIENTS, experiment)))
+            house.await_asked(*strangers)
+
+    record = house.run(experiment, then=then)
+    assert_same_runs(record, simulated(experiment))
+    told = sorted(str(event["why"]) for event in record.summary["refused_nodes"])
+    assert len(told) == 2
+    assert "client 2 is another device" in told[0] and "client 5, but ids go" in told[1]
+    assert all((node, EXCHANGE) not in house.asked for node in strangers)
+
+
+def test_a_late_joiner_takes_part_from_its_arrival_on(house: House) -> None:
+    experiment = of({"engine.grace": 0.1, "training.rounds": 3, "training.minimum": 4})
+    joined(house, experiment, range(4))
+
+    def then(now: Progress) -> None:
+        if now.done == 2:
+            house.join(house.device(4, experiment))
+            house.await_clients(0, 1, 2, 3, 4)
+
+    house.run(experiment, then=then)
+    # Fold blocks of two are cut anew of those whose replies are accepted.
+    assert house.answered() == [(0, 1), (2, 3)] * 2 + [(0, 1), (2, 3), (4,)] * 4
+
+
+def test_who_leaves_is_not_asked_and_may_come_back_elsewhere(house: House) -> None:
+    experiment = of({"training.rounds": 3}, method={"name": "replay"})
+    nodes = joined(house, experiment, range(CLIENTS))
+
+    def then(now: Progress) -> None:
+        if now.done == 1:
+            house.engine.presence.grace = 0.0
+            house.leave(nodes[3])
+            house.await_clients(0, 1, 2, 4)
+        if now.done == 3:
+            house.join(house.device(3, experiment))
+            house.await_clients(0, 1, 2, 3, 4)
+
+    house.run(experiment, then=then)
+    whole, without = [(0, 1), (2, 3), (4,)], [(0, 1), (2, 4)]
+    assert house.answered() == whole + without * 2 + whole * 3
+
+
+@pytest.mark.parametrize("again", ["elsewhere", "at the same node"])
+def test_a_question_that_a_node_took_with_it_is_asked_again(again: str, house: House) -> None:
+    experiment = of(method={"name": "replay"})
+    joined(house, experiment, range(4))
+    honest = house.device(4, experiment)
+    killed: list[int] = []
+
+    def answers(message: Message) -> RecordDict | None:
+        if message.metadata.message_type == INTRODUCTION or killed:
+            return honest(message)
+        honest(message)  # its memory is written, but its answer never leaves
+        killed.append(node)
+        house.leave(node)
+        if again == "elsewhere":
+            house.join(honest)
+        else:
+            house.come_back(node, honest)
+        return None
+
+    node = house.join(answers)
+    assert_same_runs(house.run(experiment), simulated(experiment))
+
+
+def test_who_does_not_answer_in_time_is_missing_and_too_late(house: House, tmp_path: Path) -> None:
+    experiment = of({"engine.timeout": 2.0})
+    joined(house, experiment, range(4))
+    slow = house.device(4, experiment)
+    missed: list[int] = []
+
+    def answers(message: Message) -> RecordDict | None:
+        return slow(message) if message.metadata.message_type == INTRODUCTION or missed else LATER
+
+    house.join(answers)
+
+    def then(now: Progress) -> None:
+        if now.done == 1:
+            told = status_of(tmp_path / "run")
+            assert told["failures"] == {"4": "no answer within 2 s"}
+            assert (told["asked"], told["answered"]) == (5, 4)
+            missed.append(now.done)
+
+    house.run(experiment, tmp_path / "run", then=then)
+    assert house.answered() == [(0, 1), (2, 3)] + [(0, 1), (2, 3), (4,)] * 3
+    assert house.engine.late == 1
+
+
+def test_of_more_than_are_needed_the_first_answers_count(house: House) -> None:
+    changes = {"training.cohort": 3, "training.oversample": 0.5, "stream.tasks": 1}
+    experiment = of({**changes, "training.rounds": 1})
+    joined(house, experiment, (0, 2, 4))
+
+    def late(device: Answers, message: Message) -> RecordDict | None:
+        return device(message) if message.metadata.message_type == INTRODUCTION else LATER
+
+    for id in (1, 3):
+        house.join(partial(late, house.device(id, experiment)))
+    house.run(experiment)
+    ((request, asked),) = house.engine.requests
+    assert (request.enough, asked) == (3, (0, 1, 2, 3, 4))
+    assert house.answered() == [(0,), (2,), (4,)]
+    missing = {id: why for result in house.engine.results for id, why in result.failures.items()}
+    assert missing == dict.fromkeys((1, 3), "not needed: 3 others have answered")
