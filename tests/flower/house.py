@@ -7,7 +7,7 @@ order, and of no clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -30,6 +30,8 @@ from flwr.superlink.federation import NoOpFederationManager
 
 import fedcl
 from fedcl.config import Experiment
+from fedcl.core.memories import Memories
+from fedcl.core.survey import Examination
 from fedcl.flower import client_app, deployment, device, live
 from fedcl.flower.evaluation import EVALUATION
 from fedcl.flower.handed import Handed, hand
@@ -65,6 +67,14 @@ class Onlooker(Watching):
     def presence(self) -> Any:
         """Who is there."""
         return self.inner.presence
+
+    def present(self, clients: Sequence[int]) -> Any:
+        """Returns who is there now."""
+        return self.inner.present(clients)
+
+    def evaluate(self, examination: Examination, ids: Sequence[int], memories: Memories) -> Any:
+        """Lets clients evaluate."""
+        return self.inner.evaluate(examination, ids, memories)
 
     def close(self) -> None:
         """Closes the inner engine."""
