@@ -20,11 +20,13 @@ settings.load_profile("fedcl")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps what needs Ray in one worker: all of these tests share one session of it."""
+    """Keeps what shares a session of Ray in one worker, and so what shares a module's processes."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         marked = item.get_closest_marker("ray") or item.get_closest_marker("flower")
-        if marked or "ray_house" in fixtures:
+        if item.get_closest_marker("apart"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+        elif marked or "ray_house" in fixtures:
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 

@@ -56,6 +56,7 @@ def is_agent(pid: int) -> bool:
 
 
 @pytest.mark.ray
+@pytest.mark.apart
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_killed_driver_leaves_no_workers_behind(tmp_path: Path) -> None:

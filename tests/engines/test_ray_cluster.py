@@ -17,7 +17,7 @@ import pytest
 
 from tests.commands import ROOT
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.apart, pytest.mark.slow]
 
 # The second machine fails in the middle of the second run; its clients run on the first one then.
 PROGRAM = """

@@ -45,6 +45,7 @@ def test_clients_that_cost_one_worker_after_the_other_end_the_run(
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.apart
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at all processes")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_a_run_that_is_stopped(how: signal.Signals, tmp_path: Path) -> None:

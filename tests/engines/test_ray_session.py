@@ -89,6 +89,7 @@ def test_a_tensor_comes_back_as_it_was_and_can_be_written_to(tensor: torch.Tenso
     found.zero_()
 
 
+@pytest.mark.apart
 def test_a_cluster_that_does_not_answer_is_refused_soon(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -99,6 +100,7 @@ def test_a_cluster_that_does_not_answer_is_refused_soon(tmp_path: Path) -> None:
     assert_refused(called, "[engine] Ray cannot be", "refused", f"engine.address ({address!r})")
 
 
+@pytest.mark.apart
 def test_closing_hides_no_error_and_starts_nothing() -> None:
     """Ray itself starts a session when it is asked for anything without one."""
     program = """
@@ -136,6 +138,7 @@ def test_more_workers_than_processors_of_the_session_are_refused(ray_house: RayH
         fedcl.run(tiny(engine={"name": "ray", "workers": many}))
 
 
+@pytest.mark.apart
 def test_ray_starts_and_ends_its_own_session() -> None:
     program = """
 import ray, fedcl

@@ -58,6 +58,7 @@ def in_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray
 
 
 @pytest.mark.flower
+@pytest.mark.apart
 @pytest.mark.slow
 def test_the_model_is_that_of_flowers_simulation(
     in_process: dict[str, np.ndarray], tmp_path: Path
@@ -83,6 +84,7 @@ def test_the_model_is_that_of_flowers_simulation(
 
 
 @pytest.mark.ray
+@pytest.mark.apart
 @pytest.mark.slow
 def test_bits_are_the_same_for_any_number_of_workers(
     in_process: dict[str, np.ndarray], tmp_path: Path

@@ -38,7 +38,7 @@ from fedcl.keys import make_keys
 from tests.flower.live import APP, Federation, federation
 from tests.flower.parts import Part, free_port, until
 
-pytestmark = pytest.mark.flower
+pytestmark = [pytest.mark.flower, pytest.mark.apart]
 
 KEY = "--auth-supernode-private-key"
 # What a node without rights is told, or finds out by itself.
