@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fedcl.config import Experiment
 from fedcl.core.channel import hides_replies, mechanism
 from fedcl.core.errors import ConfigError
+from fedcl.core.stream import Stream
 
 
 def check_elsewhere(experiment: Experiment) -> None:
@@ -18,6 +19,16 @@ def check_elsewhere(experiment: Experiment) -> None:
     if experiment.stream.elsewhere:
         for what, why in _refused(experiment):
             raise ConfigError(f"{what}, but with [stream] {experiment.names['stream']!r} {why}")
+
+
+def check_reach(experiment: Experiment, stream: Stream) -> None:
+    """Raises ConfigError where neither folders nor devices are there in which data could arrive."""
+    source = stream.dataset.source
+    if source is not None and not source.here and not hasattr(experiment.engine, "ready"):
+        raise ConfigError(
+            "[dataset] root is empty, so that nothing can arrive here: set it to a folder that "
+            "holds one for each client, or run as a Flower app, whose devices have their own"
+        )
 
 
 def _refused(experiment: Experiment) -> Iterator[tuple[str, str]]:

@@ -31,6 +31,7 @@ from fedcl.core.site import Site
 from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
 from fedcl.core.watched import Watched
+from fedcl.elsewhere import check_reach
 from fedcl.forecast import check_room, forecast, occupied
 from fedcl.journal import Journal, clients_folder, opened
 from fedcl.ledgerfile import opened_ledger
@@ -88,6 +89,7 @@ def _run(
     before = occupied("VmHWM")
     site = build_site(experiment, keep)
     stream: Stream = site.population.stream  # type: ignore[attr-defined]
+    check_reach(experiment, stream)
     check_minimum(experiment, stream)
     check_protection(experiment, stream)
     joint = read_reference(experiment.evaluation.reference, experiment, stream)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -13,7 +12,6 @@ from fedcl.core.errors import AbsentError
 from fedcl.core.site import Site
 
 _SOON, _LATE = 0.05, 5.0  # seconds between two looks: twice as long each time
-_LOG = logging.getLogger(__name__)
 
 
 def await_data(experiment: Experiment, site: Site, engine: Engine, stage: int) -> None:
@@ -22,7 +20,8 @@ def await_data(experiment: Experiment, site: Site, engine: Engine, stage: int) -
     Args:
         experiment: The experiment; where its data do not arrive, nobody waits.
         site: Where clients run; where their folders are here, they are looked at.
-        engine: Asks clients elsewhere, if it can: `ready(stage)` returns those with new data.
+        engine: Asks clients elsewhere, if it can: `ready(stage)` returns those with new data, and
+            `waits(why)` tells who looks on.
         stage: The stage that is to begin; clients that have begun with it already count.
 
     Raises:
@@ -47,11 +46,16 @@ def await_data(experiment: Experiment, site: Site, engine: Engine, stage: int) -
                 f"no client has new data for stage {stage} after {plan.patience:g} s: resume the "
                 "run when there are some, raise stream.patience, or lower stream.stages"
             )
-        if pause == _SOON:
-            wanted = f"{plan.arrivals} clients with new data ({len(found)} so far)"
-            _LOG.info("stage %d waits for %s", stage, wanted)
+        _tell(engine, f"for {plan.arrivals} clients with new data ({len(found)} so far)")
         time.sleep(pause)
         pause = min(2 * pause, _LATE)
+    _tell(engine, "")
+
+
+def _tell(engine: Engine, why: str) -> None:
+    tell: Callable[[str], None] | None = getattr(engine, "waits", None)
+    if tell is not None:
+        tell(why)
 
 
 def _here(site: Site) -> Callable[[int], Collection[int]]:

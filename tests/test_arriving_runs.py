@@ -173,6 +173,11 @@ def test_clients_are_protected_and_then_nobody_evaluates(tmp_path: Path) -> None
         fedcl.run(live(root, {**changes, "stream.arrivals": 1}))
 
 
+def test_there_must_be_somewhere_for_data_to_arrive(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing can arrive here: set it to a folder"):
+        fedcl.run(live(""), tmp_path / "run")
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "server": ({"evaluation.where": "server"}, 'set evaluation.where = "clients"'),
     "joint": ({"method.name": "joint"}, "'joint' is a reference"),

@@ -145,6 +145,16 @@ class Flower:
         found: Sequence[int] = ids if self.presence is None else self.presence.present(ids)
         return found
 
+    def ready(self, stage: int) -> Sequence[int]:
+        """Returns which clients say that they have new data for a stage, where data arrive."""
+        ids = self.present(range(self._link.site.population.stream.clients))
+        found: Sequence[int] = _flower("arrivals").ask(self._link, ids, stage)
+        return found
+
+    def waits(self, why: str) -> None:
+        """Tells who looks on why nothing happens; nothing when something does."""
+        self._link.status.tell(waiting=why)
+
     def evaluate(
         self, examination: Examination, ids: Sequence[int], memories: Memories
     ) -> tuple[Mapping[int, Sequence[Finding]], Mapping[int, str]]:

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-from fedcl.core.errors import FedclError
+from fedcl.core.errors import AbsentError, FedclError
 from fedcl.flower.post import Arrival, Post
 from fedcl.flower.seats import Seat, Seats
 
@@ -36,7 +36,8 @@ class Inquiry(Generic[T]):
         seats: Where clients are.
         kind: Of message.
         content: Returns what a client is asked.
-        read: Returns what a client's answer says, or raises FedclError.
+        read: Returns what a client's answer says, or raises FedclError; AbsentError of one that has
+            nothing to say, and nothing is wrong.
         timeout: Seconds after which an answer counts as missing; 0 waits for ever.
         enough: Answers after which no more are needed; 0 for all.
         found: What was answered, by client.
@@ -130,6 +131,9 @@ class Inquiry(Generic[T]):
                 raise FedclError("its answer comes from a node that was not asked")
             self.found[id] = self.read(id, answer)
             self.answered += 1
+        except AbsentError as error:
+            self._miss(id, str(error))
+            return
         except FedclError as error:
             self.bad[id] = error
         self._settle(id)

@@ -12,7 +12,14 @@ from flwr.app import Message, RecordDict
 from fedcl.core import wire
 from fedcl.core.client import Each, Kept, Unchanged
 from fedcl.core.engine import Answer, BlockResult, Request, failure
-from fedcl.core.errors import ClientError, ConfigError, ExposureError, FedclError, ResumeError
+from fedcl.core.errors import (
+    AbsentError,
+    ClientError,
+    ConfigError,
+    ExposureError,
+    FedclError,
+    ResumeError,
+)
 from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 from fedcl.core.tree import settle
@@ -193,7 +200,9 @@ class Link:
 def _error(request: Request, id: int, kind: str, reason: str, trace: str) -> FedclError:
     """Returns the error of which a client told."""
     if kind != messages.PROGRAM:
-        known = {cls.__name__: cls for cls in (ConfigError, ExposureError, ResumeError)}
+        known = {
+            cls.__name__: cls for cls in (AbsentError, ConfigError, ExposureError, ResumeError)
+        }
         return known.get(kind, FedclError)(f"client {id}: {reason}")
     error = failure(request, id, reason)
     error.__cause__ = FedclError(f"on the client's side:\n{trace}")

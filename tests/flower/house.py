@@ -33,6 +33,7 @@ from fedcl.config import Experiment
 from fedcl.core.memories import Memories
 from fedcl.core.survey import Examination
 from fedcl.flower import client_app, deployment, device, live
+from fedcl.flower.arrivals import ARRIVALS
 from fedcl.flower.evaluation import EVALUATION
 from fedcl.flower.handed import Handed, hand
 from fedcl.flower.messages import EXCHANGE, INTRODUCTION
@@ -75,6 +76,14 @@ class Onlooker(Watching):
     def evaluate(self, examination: Examination, ids: Sequence[int], memories: Memories) -> Any:
         """Lets clients evaluate."""
         return self.inner.evaluate(examination, ids, memories)
+
+    def ready(self, stage: int) -> Any:
+        """Returns who has new data."""
+        return self.inner.ready(stage)
+
+    def waits(self, why: str) -> None:
+        """Tells why nothing happens."""
+        self.inner.waits(why)
 
     def close(self) -> None:
         """Closes the inner engine."""
@@ -195,6 +204,7 @@ class House:
                 INTRODUCTION: client_app.introduce,
                 EXCHANGE: client_app.respond,
                 EVALUATION: client_app.evaluate,
+                ARRIVALS: client_app.tell_arrivals,
             }[kind]
             return act(message.content, find)
 
