@@ -145,6 +145,7 @@ class Link:
             base,
             request.committed,
             b"" if self.live else request.secret or b"",
+            request.blank,
         )
         return question.write()
 

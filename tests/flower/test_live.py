@@ -10,19 +10,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 
 import fedcl
 from fedcl.config import Experiment
 from fedcl.core.engine import BlockResult, Request
 from fedcl.core.errors import FedclError
 from fedcl.core.memories import Memories
+from fedcl.flower.guestbook import open_guestbook
 from fedcl.flower.messages import EXCHANGE, INTRODUCTION
+from fedcl.journal import Journal
+from fedcl.ledgerfile import LedgerFile
 from fedcl.progress import Progress
 from tests.flower.house import LATER, Answers, House, opened_house
-from tests.tiny import Watching, assert_same_runs, read_csv, same, tiny
+from tests.flower.lying import LIES, lie
+from tests.tiny import (
+    Interrupted,
+    Watching,
+    assert_same_runs,
+    interrupt_after,
+    read_csv,
+    same,
+    tiny,
+)
 
 pytestmark = pytest.mark.flower
 
@@ -81,63 +92,6 @@ def test_with_everybody_there_it_is_the_simulation(
     assert (told["answered"], told["failures"], told["rejected_total"]) == (5, {}, 0)
     assert told["bytes_up"] == record.summary["bytes_up"]
     assert told["bytes_down"] == record.summary["bytes_down"]
-
-
-def lie(what: str, reply: RecordDict) -> RecordDict:
-    """Returns an answer that a hostile client makes of an honest one."""
-    answer = reply.config_records["answer"]
-    arrays = dict(reply.array_records["reply"])
-    name, first = next(iter(arrays.items()))
-    value = first.numpy()
-    if what == "nan":
-        arrays[name] = Array.from_numpy_ndarray(np.full_like(value, np.nan))
-    elif what == "shape":
-        arrays[name] = Array.from_numpy_ndarray(value[:-1])
-    elif what == "type":
-        arrays[name] = Array.from_numpy_ndarray(value.astype(np.float64))
-    elif what == "stale":
-        answer["position"] = [0, 0, 0, 7]
-    elif what == "oversized":
-        arrays["more"] = Array.from_numpy_ndarray(np.zeros(100_000, np.float64))
-    elif what == "bomb":  # a header that promises more than there is
-        small = Array.from_numpy_ndarray(np.zeros(4, np.float32)).data
-        large = small.replace(b"(4,), }" + b" " * 9, b"(4000000000,), }")
-        assert len(large) == len(small) and large != small
-        arrays[name] = Array("float32", (4_000_000_000,), "numpy.ndarray", large)
-    elif what == "pickle":
-        arrays[name] = Array("object", (1,), "numpy.ndarray", b"cos\nsystem\n(S'true'\ntR.")
-    elif what == "objects":
-        arrays[name] = Array.from_numpy_ndarray(np.array(["a", "b"]))
-    elif what == "text":
-        answer["structure"] = "[" * 30_000
-    elif what == "name":
-        answer["structure"] = str(answer["structure"]).replace("client:Reply", "os:system")
-    elif what == "weight":
-        structure = json.loads(str(answer["structure"]))
-        structure["fields"]["weight"] = "heavy"
-        answer["structure"] = json.dumps(structure)
-    elif what == "nothing":
-        return RecordDict()
-    elif what == "parts":
-        return RecordDict({"answer": ConfigRecord({"structure": "1"})})
-    return RecordDict({"reply": ArrayRecord(arrays), "answer": answer})
-
-
-LIES = {
-    "nan": "NaN",
-    "shape": "has shape",
-    "type": "has type",
-    "stale": "stale",
-    "oversized": "bytes, of which 60000 are allowed",
-    "bomb": "another size than its shape",
-    "pickle": "cannot be read",
-    "objects": "no numbers",
-    "text": "does not describe a value",
-    "name": "not known here",
-    "weight": "weight is no number",
-    "nothing": "it has no 'answer'",
-    "parts": "it has no 'position'",
-}
 
 
 def liar(device: Answers, lies: Sequence[str]) -> Answers:
@@ -308,3 +262,46 @@ def test_of_more_than_are_needed_the_first_answers_count(house: House) -> None:
     assert house.answered() == [(0,), (2,), (4,)]
     missing = {id: why for result in house.engine.results for id, why in result.failures.items()}
     assert missing == dict.fromkeys((1, 3), "not needed: 3 others have answered")
+
+
+@pytest.mark.parametrize("method", ["replay", "fot"])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(
+    method: str, house: House, tmp_path: Path
+) -> None:
+    experiment = of(method={"name": method})
+    joined(house, experiment, range(CLIENTS))
+    with pytest.raises(Interrupted):
+        house.run(experiment, tmp_path / "run", then=interrupt_after(1))
+    first = open_guestbook(tmp_path / "run")
+    record = house.run(experiment, tmp_path / "run", resume=True)
+    assert_same_runs(record, simulated(experiment))
+    assert open_guestbook(tmp_path / "run") == first, "the same experiment, the same clients"
+    assert len(first.clients) == CLIENTS
+
+
+def test_where_noise_protects_the_round_that_was_cut_off_is_another_attempt(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = [{"name": "central_dp", "noise_multiplier": 0.5}]
+    experiment = of({"stream.tasks": 1, "training.rounds": 3}, channel=channel)
+    joined(house, experiment, range(CLIENTS))
+
+    def cut(self: Journal, state: Any, channel: Sequence[Any], following: tuple[int, int]) -> None:
+        if following == (0, 2):  # released, and never committed
+            raise Interrupted
+        commit(self, state, channel, following)
+
+    commit = Journal.commit
+    monkeypatch.setattr(Journal, "commit", cut)
+    with pytest.raises(Interrupted):
+        house.run(experiment, tmp_path / "run")
+    monkeypatch.undo()
+    record = house.run(experiment, tmp_path / "run", resume=True)
+    file = LedgerFile(tmp_path / "run" / "checkpoint")
+    assert [place[:3] for place in file.events()] == [(0, 0, 0), (0, 1, 0), (0, 1, 20), (0, 2, 0)]
+    file.close()
+    asked = [request.position for request, _ in house.engine.requests]
+    assert [(at.round, at.attempt) for at in asked] == [(1, 20), (2, 0)]
+    # It costs what four releases cost.
+    four = simulated(of({"stream.tasks": 1, "training.rounds": 4}, channel=channel))
+    assert record.summary["epsilon"] == pytest.approx(four.summary["epsilon"], rel=1e-9)
