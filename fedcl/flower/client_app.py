@@ -22,8 +22,10 @@ from fedcl.core.errors import ClientError, FedclError
 from fedcl.flower import arrivals as arriving
 from fedcl.flower import evaluation, messages
 from fedcl.flower.home import Home
+from fedcl.flower.inspection import inspect
 from fedcl.flower.introductions import Introduced, Introduction
 
+LIMIT = 2**32  # bytes of a question
 T = TypeVar("T")
 Find = Callable[[str], AbstractContextManager[Home]]
 
@@ -131,6 +133,7 @@ def tell_arrivals(content: RecordDict, find: Find) -> RecordDict:
 
 def _read(read: Callable[[RecordDict], T], content: RecordDict) -> T:
     try:
+        inspect(content, LIMIT, "by fedcl")
         return read(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FedclError(

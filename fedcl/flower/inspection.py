@@ -21,7 +21,7 @@ _NAME = re.compile(r"[\w./:+\- ]{1,200}")
 _LARGEST = 2**53  # whole numbers above it are no counts
 
 
-def inspect(content: RecordDict, limit: int) -> None:
+def inspect(content: RecordDict, limit: int, named: str = "engine.limit") -> None:
     """Raises ValueError for a message that is too large or whose arrays are not what they say.
 
     Nothing is unpacked: an array's header alone tells its size.
@@ -29,6 +29,7 @@ def inspect(content: RecordDict, limit: int) -> None:
     Args:
         content: What came.
         limit: Most bytes that it may have.
+        named: Where that is decided, for the error.
     """
     size = sum(
         len(array.data) for record in content.array_records.values() for array in record.values()
@@ -36,7 +37,7 @@ def inspect(content: RecordDict, limit: int) -> None:
     for plain in content.config_records.values():
         size += sum(_size(value) for value in plain.values())
     if size > limit:
-        raise ValueError(f"it has {size} bytes, of which {limit} are allowed (engine.limit)")
+        raise ValueError(f"it has {size} bytes, of which {limit} are allowed ({named})")
     for record in content.array_records.values():
         for name, array in record.items():
             _check(name, array)

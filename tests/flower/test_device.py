@@ -24,6 +24,7 @@ from fedcl.core.client import Kept, Model, Reply
 from fedcl.core.engine import Position, Request
 from fedcl.core.local import CrossEntropy, Local
 from fedcl.core.noise import key_of
+from fedcl.flower import client_app
 from fedcl.flower.client_app import introduce, respond
 from fedcl.flower.device import app, at_home
 from fedcl.flower.introductions import Introduced, Introduction
@@ -216,6 +217,17 @@ def test_arrays_that_are_none_are_a_failure(tmp_path: Path) -> None:
     first = next(iter(arrays.values()))
     first.data = b"\x80\x04cos\nsystem\n(S'true'\ntR."  # what would be run, were it unpickled
     assert "cannot be read" in refused(respond(content, find))[1]
+
+
+def test_a_question_that_is_too_large_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = device(write_config(tmp_path), tmp_path / "state")
+    question = question_of(tiny(), training(tiny())).write()
+    monkeypatch.setattr(client_app, "LIMIT", 1000)
+    _, reason = refused(respond(question, find))
+    assert "bytes, of which 1000 are allowed (by fedcl)" in reason
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_client_that_the_stream_does_not_have_is_told(tmp_path: Path) -> None:
