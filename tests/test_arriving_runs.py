@@ -173,6 +173,18 @@ def test_clients_are_protected_and_then_nobody_evaluates(tmp_path: Path) -> None
         fedcl.run(live(root, {**changes, "stream.arrivals": 1}))
 
 
+def test_that_nobody_drawn_has_data_does_not_show(tmp_path: Path) -> None:
+    root = house(tmp_path / "house", arrivals=0)
+    for number in range(3):
+        deliver(root, 3, number)
+    channel = [{"name": "central_dp", "clip": 1.0, "noise_multiplier": 1.0}]
+    changes = {"stream.arrivals": 0, "channel": channel, "evaluation": {}, "training.cohort": 1}
+    record = fedcl.run(live(root, changes))
+    everybody = fedcl.run(live(house(tmp_path / "full"), changes))
+    assert record.summary["epsilon"] == everybody.summary["epsilon"] > 0
+    assert record.summary["skipped_or_repeated_rounds"] == []
+
+
 def test_there_must_be_somewhere_for_data_to_arrive(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing can arrive here: set it to a folder"):
         fedcl.run(live(""), tmp_path / "run")

@@ -235,15 +235,19 @@ class Federation:
     def _probe(
         self, position: Position, program: Program[Any] | Local, message: Any, expected: int
     ) -> list[BlockResult]:
-        """Returns one member's answer, for its form alone: nothing else of it is kept."""
-        id = next(iter(message.messages), None) if isinstance(message, Each) else self.members[0]
-        if id is None:
-            raise ConfigError(
-                f"program {program_name(program)!r} has a message for nobody, as nobody was drawn, "
-                "so that the form of its sum is not known: sample a larger cohort"
-            )
+        """Returns one member's answer, for its form alone: nothing else of it is kept.
+
+        It is that of the first who answers: of others there may be no data, or no sign.
+        """
         request = replace(self._request(position, program, message, False, expected), blank=True)
-        return list(self._door.engine.run(request, (id,), self._door.memories))
+        for id in message.messages if isinstance(message, Each) else self.members:
+            found = list(self._door.engine.run(request, (id,), self._door.memories))
+            if any(result.ids for result in found):
+                return found
+        raise ConfigError(
+            f"program {program_name(program)!r} has a message for nobody who answers, so that the "
+            "form of its sum is not known: sample a larger cohort, or wait for clients"
+        )
 
     def _asked(self, clients: Sequence[int] | None) -> tuple[int, ...]:
         return tuple(sorted(set(self._cohort if clients is None else clients)))
