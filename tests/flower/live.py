@@ -100,9 +100,11 @@ class Run:
     def status(self) -> str:
         """Where it stands, such as `running` or `finished:completed`."""
         with self._live.control() as control:
-            run = control.ListRuns(ListRunsRequest(run_id=self.id)).run_dict[self.id]
-        status = run.status
-        return f"{status.status}:{status.sub_status}".rstrip(":")
+            return self._status(control)
+
+    def _status(self, control: ControlHttpClient) -> str:
+        run = control.ListRuns(ListRunsRequest(run_id=self.id)).run_dict[self.id]
+        return f"{run.status.status}:{run.status.sub_status}".rstrip(":")
 
     @property
     def over(self) -> bool:
@@ -111,7 +113,12 @@ class Run:
 
     def wait(self, seconds: float) -> str:
         """Waits for its end and returns its status then."""
-        until(lambda: self.over, f"run {self.id} ends", seconds, pause=1.0)
+        with self._live.control() as control:
+
+            def over() -> bool:
+                return self._status(control).startswith("finished")
+
+            until(over, f"run {self.id} ends", seconds, pause=1.0)
         return self.status
 
     def finish(self, seconds: float) -> None:
