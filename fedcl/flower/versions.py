@@ -100,8 +100,9 @@ class Versions:
         """
         data = _MAGIC + _checksum(content) + content
         self._check_room(moment, len(data))
-        durable.make_folder(self.folder)
-        durable.write(self._path(moment), data)
+        # A memory may hold the client's own examples.
+        durable.make_folder(self.folder, mode=0o700)
+        durable.write(self._path(moment), data, mode=0o600)
 
     def _check_room(self, moment: Moment, size: int) -> None:
         if not self.budget:

@@ -29,6 +29,7 @@ def test_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
     versions = Versions(tmp_path)
     versions.write(FIRST, b"what it remembers")
     path = tmp_path / "0_0_0_0.memory"
+    assert path.stat().st_mode & 0o777 == 0o600  # it may hold the client's own examples
     whole = path.read_bytes()
     assert len(whole) == HEADER + 17
     for place in range(len(whole)):
