@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 import httpx
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from fedcl.core.errors import FedclError
+from fedcl.flower.collection import again, collect
 
 # Messages in flight: enough to keep workers busy. Flower looks for each node among all of them.
 WINDOW = 32
@@ -44,8 +46,8 @@ class Post:
         check: Raises when no answer can come any more.
         interval: Seconds between two looks for answers.
         window: Messages that are in flight at once.
-        apart: Whether answers are fetched one by one: fetching several that somebody else made, one
-            that cannot be unpacked takes all the others with it.
+        apart: Whether answers are fetched one by one where Flower fetches them: one of several that
+            cannot be unpacked takes all the others with it.
         flight: When each message that has not been answered was sent, by message id.
         abandoned: When messages were given up that nobody waits for any more, by message id.
         late: Answers to those.
@@ -70,7 +72,8 @@ class Post:
             ttl: Seconds after which nobody need have it any more; None for Flower's own.
         """
         self.check()
-        ids = list(self.grid.push_messages([Message(content, node, kind, ttl=ttl)]))
+        message = Message(content, node, kind, ttl=ttl)
+        ids = list(again(lambda: self.grid.push_messages([message])))
         if not ids or not ids[0]:
             return ""
         self.flight[ids[0]] = time.monotonic()
@@ -90,6 +93,8 @@ class Post:
         return arrivals
 
     def _pull(self, ids: list[str]) -> list[Arrival]:
+        if isinstance(self.grid, HttpGrid):
+            return [Arrival(*found) for found in collect(self.grid, ids)]
         if not self.apart:
             return [_arrival(message) for message in self.grid.pull_messages(ids)]
         found: list[Arrival] = []
