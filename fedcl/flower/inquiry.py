@@ -40,6 +40,8 @@ class Inquiry(Generic[T]):
             nothing to say, and nothing is wrong.
         timeout: Seconds after which an answer counts as missing; 0 waits for ever.
         enough: Answers after which no more are needed; 0 for all.
+        quiet: Seconds without any answer, after the first, before who has not answered is asked
+            again; never less than an answer took, and twice as long each time. 0 for never.
         found: What was answered, by client.
         bad: Answers that say nothing, by client.
         missing: Why others have not answered, by client.
@@ -53,6 +55,7 @@ class Inquiry(Generic[T]):
     read: Callable[[int, Message], T]
     timeout: float = 0.0
     enough: int = 0
+    quiet: float = 0.0
     found: dict[int, T] = field(default_factory=dict)
     bad: dict[int, FedclError] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
@@ -61,6 +64,8 @@ class Inquiry(Generic[T]):
     _begun: dict[int, float] = field(default_factory=dict, init=False)
     _sent: dict[int, dict[str, Seat]] = field(default_factory=dict, init=False)
     _asked: dict[str, int] = field(default_factory=dict, init=False)
+    _heard: float = field(default=0.0, init=False)  # when the last answer came; 0 before the first
+    _longest: float = field(default=0.0, init=False)  # seconds that an answer took
 
     @property
     def open(self) -> int:
@@ -90,6 +95,7 @@ class Inquiry(Generic[T]):
             time.sleep(self.post.interval)
         for id in list(self._sent):
             self._follow(id)
+        self._repeat()
         self._give_up()
 
     def _begin(self, id: int) -> None:
@@ -120,6 +126,8 @@ class Inquiry(Generic[T]):
         if id is None or self.settled(id):
             return
         seat, answer = self._sent[id].pop(arrival.id), arrival.answer
+        self._heard = time.monotonic()
+        self._longest = max(self._longest, self._heard - self._begun[id])
         if answer is not None and answer.has_error() and answer.error.code in _ABSENT:
             if not self._sent[id] and not self.seats.lost(id, seat):
                 self._miss(id, answer.error.reason or "no reason given")
@@ -146,6 +154,20 @@ class Inquiry(Generic[T]):
                 self._miss(id, "it has left")
         elif seat not in self._sent[id].values():
             self._send(id, seat)
+
+    def _repeat(self) -> None:
+        """Asks again where nothing comes any more.
+
+        Flower hands a message over once at most: when its node cannot fetch it whole, or cannot
+        bring the whole answer, as under load, neither side hears of it again.
+        """
+        now = time.monotonic()
+        if self.quiet and self._heard and now - self._heard > max(self.quiet, self._longest):
+            self._heard, self.quiet = now, 2 * self.quiet
+            for id in list(self._sent):
+                seat = self.seats.seat(id)
+                if seat is not None:
+                    self._send(id, seat)
 
     def _give_up(self) -> None:
         now = time.monotonic()

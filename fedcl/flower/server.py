@@ -30,6 +30,8 @@ from fedcl.flower.post import Post
 from fedcl.flower.seats import Seats
 from fedcl.flower.status import Status
 
+_QUIET = 60.0  # seconds without any answer before who has not answered is asked again
+
 
 @dataclass
 class Link:
@@ -79,6 +81,7 @@ class Link:
             partial(self._read, request),
             self.timeout,
             request.enough,
+            self._quiet,
         )
         waiting, blocks = deque(self.site.blocks(ids)), deque[tuple[int, ...]]()
         while waiting or blocks:
@@ -108,7 +111,13 @@ class Link:
         """
         timeout = self.timeout if timeout is None else timeout
         inquiry: Inquiry[RecordDict] = Inquiry(
-            self.post, self.seats, kind, contents.__getitem__, self._open, timeout
+            self.post,
+            self.seats,
+            kind,
+            contents.__getitem__,
+            self._open,
+            timeout,
+            quiet=self._quiet,
         )
         inquiry.ask(sorted(contents))
         while inquiry.open:
@@ -117,6 +126,10 @@ class Link:
         self.post.sweep()
         bad = {id: str(error) for id, error in sorted(inquiry.bad.items())}
         return dict(sorted(inquiry.found.items())), dict(sorted(inquiry.missing.items())), bad
+
+    @property
+    def _quiet(self) -> float:
+        return _QUIET if self.live else 0.0  # a simulation loses nothing
 
     def _tell(self, inquiry: Inquiry[Answer] | Inquiry[RecordDict], asked: int) -> None:
         failures = {**inquiry.missing, **{id: str(error) for id, error in inquiry.bad.items()}}
