@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ _BLANK: Mapping[str, Any] = {
     "bytes_up": 0,
     "bytes_down": 0,
 }
+_LASTING = {
+    *("stage", "stages", "round", "rounds", "done", "total"),
+    *("rejected_total", "epsilon", "bytes_up", "bytes_down"),
+}
 _INTERVAL = 0.5  # seconds between two writes, unless something ends
 
 
@@ -47,6 +52,14 @@ class Status:
     folder: Path | None
     now: dict[str, Any] = field(default_factory=lambda: dict(_BLANK))
     _written: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        """Goes on from what an earlier sitting told last."""
+        if self.folder is None:
+            return
+        with suppress(OSError, ValueError, AttributeError):
+            before = json.loads((self.folder / FILE).read_text(encoding="utf-8")).items()
+            self.now.update({name: value for name, value in before if name in _LASTING})
 
     def watch(self, now: Progress) -> None:
         """Takes note of a finished round."""

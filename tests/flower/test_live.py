@@ -20,6 +20,7 @@ from fedcl.core.errors import FedclError
 from fedcl.core.memories import Memories
 from fedcl.flower.guestbook import open_guestbook
 from fedcl.flower.messages import EXCHANGE, INTRODUCTION
+from fedcl.flower.status import Status
 from fedcl.journal import Journal
 from fedcl.ledgerfile import LedgerFile
 from fedcl.progress import Progress
@@ -273,6 +274,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(
     with pytest.raises(Interrupted):
         house.run(experiment, tmp_path / "run", then=interrupt_after(1))
     first = open_guestbook(tmp_path / "run")
+    assert Status(tmp_path / "run").now["done"] == 1
     record = house.run(experiment, tmp_path / "run", resume=True)
     assert_same_runs(record, simulated(experiment))
     assert open_guestbook(tmp_path / "run") == first, "the same experiment, the same clients"
