@@ -7,6 +7,8 @@ Repository, 1998 (its test part, as shipped with scikit-learn).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -42,17 +44,9 @@ class Digits:
         Raises:
             ConfigError: scikit-learn is not installed.
         """
-        try:
-            from sklearn.datasets import load_digits  # slow to import, and only needed here
-        except ImportError as error:
-            raise ConfigError(
-                "the digits need scikit-learn, which is not installed, in dataset.name; install "
-                'fedcl with its extra "sim", or choose another dataset'
-            ) from error
-
-        bunch = load_digits()
-        values = bunch.images.astype(np.uint8)[:, None]  # (1797, 1, 8, 8), 0 to 16
-        labels = bunch.target.astype(np.int64)
+        table = _table()
+        values = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)  # 0 to 16
+        labels = table[:, -1].astype(np.int64)
         held = self._held_out(labels)
         train, test = (
             ArrayTable(values[rows], labels[rows], scale=1 / 16) for rows in (~held, held)
@@ -67,3 +61,25 @@ class Digits:
             rows = generator.permutation(np.flatnonzero(labels == label))
             held[rows[: min(max(round(len(rows) * self.test_fraction), 1), len(rows) - 1)]] = True
         return held
+
+
+def _table() -> npt.NDArray[np.float64]:
+    """Returns (1797, 65) pixels and labels: scikit-learn's file, without loading scikit-learn.
+
+    That would take longer than all else that a device does for a message.
+    """
+    spec = find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            "the digits need scikit-learn, which is not installed, in dataset.name; install fedcl "
+            'with its extra "sim", or choose another dataset'
+        )
+    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    try:
+        table: npt.NDArray[np.float64] = np.loadtxt(path, delimiter=",")
+    except OSError as error:
+        raise ConfigError(
+            f"scikit-learn's digits cannot be read, in dataset.name: {error}; install scikit-learn "
+            "anew, or choose another dataset"
+        ) from error
+    return table

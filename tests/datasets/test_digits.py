@@ -65,6 +65,6 @@ def test_refuses_a_negative_seed() -> None:
 
 
 def test_names_the_extra_that_brings_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ConfigError, match=r'dataset\.name; install fedcl with its extra "sim"'):
         Digits().load()
