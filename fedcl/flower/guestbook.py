@@ -9,13 +9,12 @@ without registered keys have new ones each time that they are started.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+from fedcl.core import durable
 from fedcl.core.errors import ResumeError
-from fedcl.record import write_text
 
 FILE = "federation.json"
 
@@ -46,13 +45,9 @@ class Guestbook:
         if self.path is None:
             return
         table = {str(id): token for id, token in sorted(self.clients.items())}
-        write_text(self.path, json.dumps({"experiment": self.experiment, "clients": table}))
-        for place in (self.path, self.path.parent):
-            opened = os.open(place, os.O_RDONLY)
-            try:
-                os.fsync(opened)
-            finally:
-                os.close(opened)
+        told = json.dumps({"experiment": self.experiment, "clients": table})
+        # A token is what a client shows for itself: nobody else may read it.
+        durable.write(self.path, told.encode(), mode=0o600)
 
 
 def open_guestbook(folder: Path | None) -> Guestbook:
