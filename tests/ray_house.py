@@ -54,12 +54,19 @@ class RayHouse:
 
         if not ray.is_initialized():
             self._open, self._started = {}, True
-            ray.init(
-                num_cpus=self.cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-            )
+            for patience in (2, 1, 0):  # Ray gives itself 30 s, which a busy machine may not keep
+                try:
+                    ray.init(
+                        num_cpus=self.cpus,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        configure_logging=False,
+                    )
+                    break
+                except Exception as error:
+                    if "timed out during startup" not in str(error) or not patience:
+                        raise
+                    ray.shutdown()
 
     def on(
         self, experiment: Experiment, workers: int, inner: Literal["serial", "vectorized"]

@@ -17,6 +17,7 @@ from fedcl.core.lies import Attackers
 from fedcl.core.local import Local, cross_entropy
 from fedcl.core.poison import Poison
 from fedcl.core.task import Examples
+from tests.ray_house import RayHouse
 from tests.tiny import TABLE, assert_same_runs, same, tiny
 
 BACKDOOR = {"attack": "backdoor", "clients": [1, 3], "target": 2, "size": 2}
@@ -97,7 +98,8 @@ def test_attackers_learn_alike_in_blocks(attack: str) -> None:
 
 
 @pytest.mark.ray
-def test_workers_poison_the_same_examples() -> None:
+def test_workers_poison_the_same_examples(ray_house: RayHouse) -> None:
+    ray_house.start()  # another test may hold the machine while a session starts: one for all
     own = {**BACKDOOR, "boost": 2.0}
     ray = run(own, {"name": "ray", "workers": 2, "inner": "serial"})
     assert_same_runs(ray, run(own))
