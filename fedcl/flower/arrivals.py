@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedcl.core.errors import ConfigError
 from fedcl.core.site import Site
+from fedcl.flower.messages import config_of
 
 ARRIVALS = "query.arrivals"
 _SECONDS = 60.0  # in which a client says it, or counts as one that has none
@@ -59,7 +60,7 @@ class Question:
         experiment, stage = plain["experiment"], plain["stage"]
         if not isinstance(experiment, str) or type(stage) is not int:
             raise ValueError(f"experiment {experiment!r:.80} and stage {stage!r:.80} are none")
-        config = {name: str(value) for name, value in content.config_records["config"].items()}
+        config = config_of(content)
         return cls(experiment, config, stage)
 
 

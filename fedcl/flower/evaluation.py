@@ -18,7 +18,7 @@ from fedcl.core.errors import FedclError
 from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 from fedcl.core.survey import Examination, Finding, Kind, findings, models_of
-from fedcl.flower.messages import Coded
+from fedcl.flower.messages import Coded, config_of
 
 EVALUATION = "query.evaluation"
 _SPLITS = ("test", "validation")
@@ -103,7 +103,7 @@ class Question:
         a, b, c, d = plain.get("base", (0, 0, 0, 0))
         return cls(
             experiment=plain["experiment"],
-            config={name: str(value) for name, value in content.config_records["config"].items()},
+            config=config_of(content),
             coded=Coded(content.array_records["message"], plain["structure"]),
             place=(stage, round),
             splits=splits,

@@ -104,7 +104,7 @@ class Question:
             ValueError: A number is no place in a run.
         """
         plain: Mapping[str, Any] = content.config_records["question"]
-        config = {name: str(value) for name, value in content.config_records["config"].items()}
+        config = config_of(content)
         stage, round, exchange, attempt = _whole(plain["position"], 0, -1, 0, 0)
         stage_committed, round_committed = _whole(plain["committed"], 0, 0)
         base = None
@@ -166,6 +166,11 @@ class Question:
             secret=self.secret or None,
             blank=self.blank,
         )
+
+
+def config_of(content: RecordDict) -> dict[str, str]:
+    """Returns the fingerprints of the asker's config in any question; raises KeyError for none."""
+    return {name: str(value) for name, value in content.config_records["config"].items()}
 
 
 def write_reply(
