@@ -73,7 +73,6 @@ class Question:
         """Returns the content of a Flower message."""
         plain: dict[str, ConfigRecordValues] = {
             "experiment": self.experiment,
-            "structure": self.coded.text,
             "place": list(self.place),
             "splits": list(self.splits),
             "batch": self.batch,
@@ -104,7 +103,7 @@ class Question:
         return cls(
             experiment=plain["experiment"],
             config=config_of(content),
-            coded=Coded(content.array_records["message"], plain["structure"]),
+            coded=Coded.found(content, "message"),
             place=(stage, round),
             splits=splits,
             batch=batch,

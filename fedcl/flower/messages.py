@@ -1,6 +1,6 @@
-"""Questions and answers as Flower carries them: arrays, and plain values beside them.
+"""Questions and answers as Flower carries them: one array, and plain values beside it.
 
-The parts of a program are names, the form of a message is JSON text (`fedcl.core.wire`): nothing
+The array holds tensors, numbers and the names of a program's parts (`fedcl.core.wire`): nothing
 that can be run travels, and reading looks every name up in the reader's own vocabulary.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
 from torch import Tensor
 
@@ -24,33 +24,45 @@ from fedcl.core.errors import FedclError
 EXCHANGE = "query.exchange"
 INTRODUCTION = "query.introduction"
 PROGRAM = "program"
+VALUE = "value"  # the array of a message, and the only one
 
 
 @dataclass(frozen=True)
 class Coded:
-    """A value as it travels.
+    """A value as it travels: one array, however many tensors the value has.
+
+    Each part of a message costs a SuperLink two requests, and each of Flower's arrays is two parts.
 
     Attributes:
-        arrays: Its tensors.
-        text: Its structure.
+        arrays: The bytes of the value (`fedcl.core.wire.dumps`), under `VALUE`.
     """
 
     arrays: ArrayRecord
-    text: str
 
     @classmethod
     def of(cls, value: Any, words: wire.Vocabulary) -> Coded:
         """Writes a value; raises TypeError that names what cannot travel."""
-        tensors, text = wire.encode(value, words)
-        arrays = {name: Array.from_numpy_ndarray(value.numpy()) for name, value in tensors.items()}
-        return cls(ArrayRecord(arrays), text)
+        data = np.frombuffer(wire.dumps(value, words), dtype=np.uint8)
+        return cls(ArrayRecord({VALUE: Array.from_numpy_ndarray(data)}))
+
+    @classmethod
+    def found(cls, content: RecordDict, name: str) -> Coded:
+        """Returns what a message holds under a name; raises KeyError or ValueError for nothing."""
+        arrays = content.array_records[name]
+        if list(arrays) != [VALUE]:
+            raise ValueError(f"its arrays are {list(arrays)!r:.80}, not {VALUE!r} alone")
+        return cls(arrays)
 
     def read(self, words: wire.Vocabulary) -> Any:
-        """Returns the value; raises ValueError for a name outside the vocabulary."""
-        tensors: dict[str, Tensor] = {
-            name: torch.from_numpy(array.numpy()) for name, array in self.arrays.items()
-        }
-        return wire.decode(tensors, self.text, words)
+        """Returns the value; raises ValueError for anything else, or a name that is not known."""
+        data = self.arrays[VALUE].numpy()
+        if data.dtype != np.uint8 or data.ndim != 1:
+            raise ValueError(f"{VALUE!r} are no bytes but {data.dtype} of shape {data.shape}")
+        return wire.loads(data.tobytes(), words)
+
+    def digest(self) -> bytes:
+        """Returns a hash of the value."""
+        return hashlib.blake2b(self.arrays[VALUE].data).digest()
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,6 @@ class Question:
         """Returns the content of a Flower message."""
         plain: dict[str, ConfigRecordValues] = {
             "experiment": self.experiment,
-            "structure": self.coded.text,
             "position": _numbers(self.position),
             "committed": list(self.committed),
             "secret": self.secret.hex(),
@@ -111,7 +122,7 @@ class Question:
         if "base" in plain:
             a, b, c, d = _whole(plain["base"], 0, -1, 0, 0)
             base = Kept((a, b, c, d))
-        for name, kind in (("experiment", str), ("structure", str), ("blank", bool)):
+        for name, kind in (("experiment", str), ("blank", bool)):
             if not isinstance(plain[name], kind):
                 raise TypeError(f"{name} is no {kind.__name__} but {plain[name]!r:.50}")
         if not plain["experiment"]:
@@ -119,7 +130,7 @@ class Question:
         return cls(
             experiment=plain["experiment"],
             config=config,
-            coded=Coded(content.array_records["message"], plain["structure"]),
+            coded=Coded.found(content, "message"),
             position=Position(stage, round, exchange, attempt),
             base=base,
             committed=(stage_committed, round_committed),
@@ -133,19 +144,14 @@ class Question:
         That is program, message, what the channel told, position with its attempt, base and config;
         not where a resumed run would start, which may be another place when a question is repeated.
         """
-        arrays = sorted(self.coded.arrays.items())
         words = [
             self.experiment,
             sorted(self.config.items()),
-            self.coded.text,
+            self.coded.digest().hex(),
             _numbers(self.position),
             None if self.base is None else self.base.moment,
-            [[name, len(array.data)] for name, array in arrays],
         ]
-        found = hashlib.blake2b(json.dumps(words).encode())
-        for _, array in arrays:
-            found.update(array.data)
-        return found.hexdigest()
+        return hashlib.blake2b(json.dumps(words).encode()).hexdigest()
 
     def request(self, words: wire.Vocabulary) -> Request:
         """Returns the request with program and message looked up by the reader.
@@ -185,9 +191,7 @@ def write_reply(
         words: What may be named.
     """
     coded = Coded.of(reply, words)
-    answer = ConfigRecord(
-        {"structure": coded.text, "remembered": remembered, "position": _numbers(position)}
-    )
+    answer = ConfigRecord({"remembered": remembered, "position": _numbers(position)})
     return RecordDict({"reply": coded.arrays, "answer": answer})
 
 
@@ -212,7 +216,7 @@ def read_reply(
             f"it is stale: it answers (stage, round, exchange, attempt) = {answer['position']!r}, "
             f"not {_numbers(position)}"
         )
-    reply = Coded(content.array_records["reply"], str(answer["structure"])).read(words)
+    reply = Coded.found(content, "reply").read(words)
     if not isinstance(reply, Reply) or not all(
         isinstance(value, Tensor) for value in reply.tensors.values()
     ):

@@ -31,6 +31,7 @@ from fedcl.flower.introductions import Introduced, Introduction
 from fedcl.flower.memories import ClientMemory
 from fedcl.flower.messages import read_failure, read_reply
 from tests.commands import write_config
+from tests.flower.lying import repacked, structured
 from tests.flower.nodes import EXPERIMENT, context, device, question_of
 from tests.tiny import first_parameters, same, tiny, watched
 
@@ -173,6 +174,12 @@ def _set(**values: Any) -> Change:
     return lambda content: content["question"].update(values)
 
 
+def _structure(text: str) -> Change:
+    return lambda content: content.update(
+        {"message": repacked(content.array_records["message"], structured(text))}
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -189,10 +196,11 @@ def _set(**values: Any) -> Change:
         (_set(experiment=""), "it names no experiment"),
         (_set(blank="yes"), "blank is no bool but 'yes'"),
         (_set(secret="xyz"), "non-hexadecimal"),
-        (_set(structure='{"tuple": ["cut'), "cannot be read: Unterminated"),
-        (_set(structure='{"function": "os:system"}'), "'os:system' is not known here"),
-        (_set(structure='{"tuple": [1, 2]}'), "not enough values"),
-        (_set(structure="[" * 100_000), "cannot be read"),
+        (_structure('{"tuple": ["cut'), "cannot be read: Unterminated"),
+        (_structure('{"function": "os:system"}'), "'os:system' is not known here"),
+        (_structure('{"tuple": [1, 2]}'), "not enough values"),
+        (_structure("[" * 100_000), "cannot be read"),
+        (lambda content: content["message"].clear(), "its arrays are [], not 'value' alone"),
         (_set(position=[2, 0, 0, 0]), "stage 2, round 0 is asked for, but the config has 2 stage"),
         (_set(position=[0, 3, 0, 0]), "stage 0, round 3 is asked for"),
         (_set(base=[0, 0, 0, 0]), "0_0_0_0.memory is gone"),

@@ -111,8 +111,8 @@ def liar(device: Answers, lies: Sequence[str]) -> Answers:
 
 
 def test_lies_are_refused_named_and_reach_no_aggregate(house: House, tmp_path: Path) -> None:
-    # 52 rounds of one exchange: each lie four times in a row of 52.
-    changes = {"training.rounds": 26, "engine.limit": 60_000, "evaluation.every": 0}
+    # 68 rounds of one exchange: each lie four times in a row of 68.
+    changes = {"training.rounds": 2 * len(LIES), "engine.limit": 60_000, "evaluation.every": 0}
     experiment = of(changes)
     joined(house, experiment, range(4))
     house.join(liar(house.device(4, experiment), list(LIES)))
@@ -120,7 +120,7 @@ def test_lies_are_refused_named_and_reach_no_aggregate(house: House, tmp_path: P
     honest = simulated(experiment, without=[4])
     assert same(dict(record.params), dict(honest.params))
     found = read_csv(tmp_path / "run" / "rejected.csv")
-    assert len(found) == 52 == record.summary["rejected_replies"]
+    assert len(found) == 4 * len(LIES) == record.summary["rejected_replies"]
     assert {row["client"] for row in found} == {"4"}
     for row, (what, reason) in zip(found, [*LIES.items()] * 4, strict=True):
         assert reason in row["reason"], what
