@@ -13,9 +13,7 @@ asked again, since Flower lost them or their answers, is counted. Needs Linux.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -61,7 +59,6 @@ def study(nodes: int, rounds: int, out: Path) -> None:
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
     load = federation.measure(nodes, rounds, out)
-    (out / "load.json").write_text(json.dumps(dataclasses.asdict(load)), encoding="utf-8")
     text = [*_rounds(load, console), *_messages(load, console), *_programs(load, console)]
     (out / "table.md").write_text("\n".join(text), encoding="utf-8")
     console.print(f"tables: {out}", markup=False, soft_wrap=True)

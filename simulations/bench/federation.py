@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import subprocess
 import time
@@ -92,26 +93,28 @@ def measure(nodes: int, rounds: int, out: Path) -> Load:
     load = Load(nodes, rounds)
     with superlink(out / "superlink") as link, crowd(link.address, nodes, config, out) as people:
         run = link.run({"config": config, "out": out / "run"})
-        _follow(load, link, people, run, out / "run")
+        _follow(load, link, people, run, out)
         load.kept = link.rows()
         load.told = dismissed(people)
     _read(load, out / "run")
+    save(load, out)
     return load
 
 
 def _follow(
-    load: Load, link: SuperLink, people: subprocess.Popen[str], run: int, folder: Path
+    load: Load, link: SuperLink, people: subprocess.Popen[str], run: int, out: Path
 ) -> None:
-    """Notes time, memory and failures at the end of each round."""
+    """Notes time, memory and failures at the end of each round, in `out/load.json` too."""
     begun = last = asked = time.monotonic()
     while True:
         now = time.monotonic()
-        live = _live(folder)
+        live = _live(out / "run")
         if live.get("done", 0) > len(load.ends):
             load.ends.append(now - begun)
             load.memory.append(megabytes())
             load.work.append(processor_seconds())
             load.failures += live["failures"].values()
+            save(load, out)
             last = now
         if now - last > _PATIENCE or people.poll() is not None:
             raise RuntimeError(f"nothing goes on after {len(load.ends)} rounds:\n{link.log()}")
@@ -121,6 +124,11 @@ def _follow(
             if load.status.startswith("finished"):
                 return
         time.sleep(_LOOK)
+
+
+def save(load: Load, out: Path) -> None:
+    """Writes what has been measured so far: an hour's work that breaks off has told that much."""
+    (out / "load.json").write_text(json.dumps(dataclasses.asdict(load)), encoding="utf-8")
 
 
 def _live(folder: Path) -> Mapping[str, Any]:
