@@ -173,6 +173,9 @@ class Flower:
         elif self._simulation is not None and self._link is not None:
             self._link.post.drain()
             _flower("simulated").leave(self._simulation.home, self._link.experiment)
+        elif self._link is not None:
+            self._link.post.close()
+            self._link.seats.close()
         if self._temporary is not None:
             self._temporary.cleanup()
         self._simulation, self._own, self._link, self._temporary = None, False, None, None

@@ -1,15 +1,17 @@
-"""Answers that are fetched from a SuperLink: all that are there at one look, each for itself.
+"""Answers that are fetched from a SuperLink: several at once, and each for itself.
 
-Flower's `Grid.pull_messages` would do, but that one answer which cannot be unpacked takes all the
-others of the look with it, and that looking for each alone is a request for each: with 200 nodes
-the SuperLink would have little time for anything else.
+Flower's `Grid.pull_messages` would do, but for three things. It fetches one answer after the other,
+so that all wait for a device that is slow to bring its own, or dies over it. One answer that cannot
+be unpacked takes all the others of the look with it. And whatever a device sends is taken whole,
+however large it is.
 """
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 
 import httpx
 from flwr.app import Error, Message
@@ -27,71 +29,106 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.superlink.grid.http_grid import HttpGrid
 
-T = TypeVar("T")
-_TRIES = 6
-_FIRST = 0.5  # seconds before the second try; twice as long before each further one
+from fedcl.flower.busy import again
+
+_AT_ONCE = 8  # answers; the SuperLink's database takes one writer at a time
+_MOMENT = 0.25  # seconds that answers under way are waited for
+_ENVELOPE = 100_000  # bytes of a message beside what is counted as its content
 
 
-def again(call: Callable[[], T]) -> T:
-    """Calls a SuperLink, and calls again when it is too busy to do what it is asked.
-
-    A SuperLink whose database is locked for too long answers with status 500, which Flower takes
-    for final.
-
-    Raises:
-        httpx.HTTPError: It is something else, or stays so.
-    """
-    for number in range(_TRIES):
-        try:
-            return call()
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code != httpx.codes.INTERNAL_SERVER_ERROR:
-                raise
-            if number + 1 == _TRIES:
-                raise
-            time.sleep(_FIRST * 2**number)
-    raise AssertionError
+class _Stopped(Exception):
+    """Nobody waits any more."""
 
 
-def collect(grid: HttpGrid, ids: Sequence[str]) -> list[tuple[str, Message | None, str]]:
-    """Returns what was answered: the message that is answered, the answer, and why there is none.
+@dataclass
+class Collector:
+    """Fetches answers.
 
-    Args:
+    Attributes:
         grid: Of a live federation.
-        ids: Messages that were sent.
-
-    Raises:
-        httpx.HTTPError: The SuperLink fails.
+        limit: Most bytes of an answer; what is larger is not taken whole.
     """
-    client, found = grid._runtime_client, list[tuple[str, Message | None, str]]()
-    answers = again(lambda: client.PullMessages(PullAppMessagesRequest(message_ids=ids)))
-    for sent, tree in zip(answers.messages_list, answers.message_object_trees, strict=True):
-        question = sent.metadata.reply_to_message_id
+
+    grid: HttpGrid
+    limit: int
+    _pool: ThreadPoolExecutor = field(init=False)
+    _open: dict[str, Future[Message]] = field(default_factory=dict, init=False)
+    _over: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fedcl-answers")
+
+    def collect(self, ids: Sequence[str]) -> list[tuple[str, Message | None, str]]:
+        """Returns what has come: the message that is answered, the answer, and why there is none.
+
+        Args:
+            ids: Messages that were sent.
+
+        Raises:
+            httpx.HTTPError: The SuperLink fails.
+        """
+        asked = [id for id in ids if id not in self._open]
+        if asked:
+            client = self.grid._runtime_client
+            found = again(lambda: client.PullMessages(PullAppMessagesRequest(message_ids=asked)))
+            for sent, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+                question = sent.metadata.reply_to_message_id
+                self._open[question] = self._pool.submit(self._fetched, sent, tree)
+        wait(self._open.values(), _MOMENT)
+        done = [id for id in ids if id in self._open and self._open[id].done()]
+        return [(id, *_outcome(self._open.pop(id))) for id in done]
+
+    def close(self) -> None:
+        """No longer waits for answers under way."""
+        self._over.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fetched(self, sent: Sent, tree: ObjectTree) -> Message:
+        """Returns an answer with its content; one that says so when a part of it never came."""
+        client, id = self.grid._runtime_client, sent.metadata.message_id
+        node, run = self.grid.node, self.grid.run.run_id
+        parts = [part.object_id for part in iterate_object_tree(tree)]
         try:
-            found.append((question, _fetched(grid, sent, tree), ""))
-        except httpx.HTTPError:  # no answer's fault
-            raise
-        except Exception as error:
-            found.append((question, None, f"it cannot be unpacked: {error!r:.200}"))
-    return found
+            contents = pull_objects(
+                parts, self._bounded(make_pull_object_fn_protobuf(client.PullObject, node, run))
+            )
+        except ObjectPullError as error:
+            lost = Error(ErrorCode.MESSAGE_UNAVAILABLE, f"a part of its answer never came: {error}")
+            return Message(lost, reply_to=message_from_proto(sent))
+        finally:  # the SuperLink need not keep what is refused, either
+            received = ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=id)
+            again(lambda: client.ConfirmMessageReceived(received))
+        message = inflate_object_from_contents(id, contents)
+        if not isinstance(message, Message):
+            raise ValueError(f"it is no message but {type(message).__name__}")
+        message.metadata.__dict__["_message_id"] = id
+        return message
+
+    def _bounded(self, pull: Callable[[str], bytes]) -> Callable[[str], bytes]:
+        """Returns what pulls parts of one answer until they are more than is allowed."""
+        taken, lock = 0, threading.Lock()
+
+        def bounded(part: str) -> bytes:
+            nonlocal taken
+            if self._over.is_set():
+                raise _Stopped
+            content = again(lambda: pull(part))
+            with lock:
+                taken += len(content)
+            if taken > self.limit + _ENVELOPE:
+                raise ValueError(
+                    f"it has at least {taken} bytes, of which {self.limit} are allowed "
+                    "(engine.limit)"
+                )
+            return content
+
+        return bounded
 
 
-def _fetched(grid: HttpGrid, sent: Sent, tree: ObjectTree) -> Message:
-    """Returns an answer with its content; one that says so when a part of it never came."""
-    client, id = grid._runtime_client, sent.metadata.message_id
-    pull = make_pull_object_fn_protobuf(client.PullObject, grid.node, grid.run.run_id)
-    parts = [part.object_id for part in iterate_object_tree(tree)]
+def _outcome(fetched: Future[Message]) -> tuple[Message | None, str]:
     try:
-        contents = pull_objects(parts, lambda part: again(lambda: pull(part)))
-    except ObjectPullError as error:
-        lost = Error(ErrorCode.MESSAGE_UNAVAILABLE, f"a part of its answer never came: {error}")
-        return Message(lost, reply_to=message_from_proto(sent))
-    received = ConfirmMessageReceivedRequest(
-        node=grid.node, run_id=grid.run.run_id, message_object_id=id
-    )
-    again(lambda: client.ConfirmMessageReceived(received))
-    message = inflate_object_from_contents(id, contents)
-    if not isinstance(message, Message):
-        raise ValueError(f"it is no message but {type(message).__name__}")
-    message.metadata.__dict__["_message_id"] = id
-    return message
+        return fetched.result(), ""
+    except httpx.HTTPError:  # no answer's fault
+        raise
+    except Exception as error:
+        return None, f"it cannot be unpacked: {error!r:.200}"

@@ -13,7 +13,7 @@ from fedcl.flower.agreement import fingerprints
 from fedcl.flower.guestbook import open_guestbook
 from fedcl.flower.handed import Handed
 from fedcl.flower.introductions import Introduction
-from fedcl.flower.live import Attendance
+from fedcl.flower.live import LIMIT, Attendance
 from fedcl.flower.post import Post
 from fedcl.flower.seats import Fixed, Seats, introduce
 from fedcl.flower.server import Link
@@ -56,8 +56,8 @@ def connect(
     attendance: Attendance | None = None
     seats: Seats
     if own.live:
-        post = Post(own.grid, _nothing, _INTERVAL, _WINDOW, apart=True)
-        invitations = Post(own.grid, _nothing, _INTERVAL, _INVITED, apart=True)
+        post = Post(own.grid, _nothing, _INTERVAL, _WINDOW, apart=True, limit=limit)
+        invitations = Post(own.grid, _nothing, _INTERVAL, _INVITED, apart=True, limit=LIMIT)
         seats = attendance = Attendance(
             invitations, launch["clients"], introduction, book, own.status, grace, patience
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -85,41 +85,45 @@ class Inquiry(Generic[T]):
     def poll(self) -> None:
         """Sends what can be sent, and takes what has come; waits a moment when that is nothing."""
         self.seats.refresh()
-        for _ in range(len(self._waiting)):
-            self._begin(self._waiting.popleft())
+        self._begin()
         if self.post.flight:
             for arrival in self.post.receive():
                 self._take(arrival)
         elif self._begun:
             self.post.check()
             time.sleep(self.post.interval)
-        for id in list(self._sent):
-            self._follow(id)
+        self._send(moved for id in list(self._sent) for moved in self._moved(id))
         self._repeat()
         self._give_up()
 
-    def _begin(self, id: int) -> None:
-        if len(self.post.flight) >= self.post.window:
-            self._waiting.append(id)
-            return
-        seat = self.seats.seat(id)
-        if seat is not None:
-            self._begun[id] = time.monotonic()
-            self._sent[id] = {}
-            self._send(id, seat)
-        elif self.seats.awaited(id):
-            self._waiting.append(id)
-        else:
-            self._miss(id, "it is not connected")
+    def _begin(self) -> None:
+        """Asks who waits to be asked and is there, as far as there is room."""
+        room, ready = self.post.window - len(self.post.flight), dict[int, Seat]()
+        for _ in range(len(self._waiting)):
+            id = self._waiting.popleft()
+            seat = self.seats.seat(id)
+            if len(ready) >= room or (seat is None and self.seats.awaited(id)):
+                self._waiting.append(id)
+            elif seat is None:
+                self._miss(id, "it is not connected")
+            else:
+                ready[id] = seat
+                self._begun[id] = time.monotonic()
+                self._sent[id] = {}
+        self._send(ready.items())
 
-    def _send(self, id: int, seat: Seat) -> None:
+    def _send(self, ready: Iterable[tuple[int, Seat]]) -> None:
+        """Asks clients, each at its seat."""
+        ready = list(ready)
         ttl = self.timeout + _SPARE if self.timeout else None
-        message = self.post.send(self.content(id), seat.node, self.kind, ttl)
-        if message:
-            self._sent[id][message] = seat
-            self._asked[message] = id
-        elif not self._sent[id]:
-            self._miss(id, "Flower takes no message for its node")
+        letters = ((self.content(id), seat.node) for id, seat in ready)
+        messages = self.post.send_all(letters, self.kind, ttl)
+        for (id, seat), message in zip(ready, messages, strict=True):
+            if message:
+                self._sent[id][message] = seat
+                self._asked[message] = id
+            elif not self._sent[id]:
+                self._miss(id, "Flower takes no message for its node")
 
     def _take(self, arrival: Arrival) -> None:
         id = self._asked.get(arrival.id)
@@ -146,14 +150,14 @@ class Inquiry(Generic[T]):
             self.bad[id] = error
         self._settle(id)
 
-    def _follow(self, id: int) -> None:
-        """Asks a client again that is somewhere else now; gives up one that has left for good."""
+    def _moved(self, id: int) -> Iterator[tuple[int, Seat]]:
+        """Yields where a client is now, if that is somewhere else; gives up one that has left."""
         seat = self.seats.seat(id)
         if seat is None:
             if not self.seats.awaited(id):
                 self._miss(id, "it has left")
         elif seat not in self._sent[id].values():
-            self._send(id, seat)
+            yield id, seat
 
     def _repeat(self) -> None:
         """Asks again where nothing comes any more.
@@ -164,10 +168,8 @@ class Inquiry(Generic[T]):
         now = time.monotonic()
         if self.quiet and self._heard and now - self._heard > max(self.quiet, self._longest):
             self._heard, self.quiet = now, 2 * self.quiet
-            for id in list(self._sent):
-                seat = self.seats.seat(id)
-                if seat is not None:
-                    self._send(id, seat)
+            seats = {id: self.seats.seat(id) for id in self._sent}
+            self._send((id, seat) for id, seat in seats.items() if seat is not None)
 
     def _give_up(self) -> None:
         now = time.monotonic()

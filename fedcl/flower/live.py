@@ -19,7 +19,7 @@ from fedcl.flower.status import Status
 _LOOK = 1.0  # seconds between two looks at who is connected
 _DEADLINE = 300.0  # seconds until a node that does not introduce itself makes room for others
 _AGAIN = 60.0  # seconds until a node that was refused is asked again
-_LIMIT = 100_000  # bytes of an introduction
+LIMIT = 100_000  # bytes of an introduction
 _REFUSALS = 100  # that are remembered and told
 
 
@@ -104,6 +104,10 @@ class Attendance:
             self._left[client] = time.monotonic()
         return True
 
+    def close(self) -> None:
+        """No longer looks who is there."""
+        self.post.close()
+
     def gathered(self, members: Sequence[int], least: int) -> Sequence[int]:
         """Returns the members who are there, ascending; waits until there are at least so many.
 
@@ -149,10 +153,10 @@ class Attendance:
 
     def _invite(self) -> None:
         waiting = self._online - self._known.keys() - set(self._asked.values())
-        for seat in sorted(waiting)[: max(0, self.post.window - len(self._asked))]:
-            message = self.post.send(self.introduction.write(), seat.node, INTRODUCTION)
-            if message:
-                self._asked[message] = seat
+        seats = sorted(waiting)[: max(0, self.post.window - len(self._asked))]
+        said = self.introduction.write()
+        ids = self.post.send_all([(said, seat.node) for seat in seats], INTRODUCTION)
+        self._asked |= {id: seat for id, seat in zip(ids, seats, strict=True) if id}
 
     def _welcome(self, arrival: Arrival) -> None:
         seat = self._asked.pop(arrival.id, None)
@@ -201,7 +205,7 @@ def _guest(arrival: Arrival) -> Introduced:
         raise FedclError(arrival.why)
     if answer.has_error():
         raise FedclError(f"Flower reports: {answer.error.reason}")
-    inspect(answer.content, _LIMIT)
+    inspect(answer.content, LIMIT)
     told = read_failure(answer.content)
     if told is not None:
         raise FedclError(f"{told[1]:.2000}")

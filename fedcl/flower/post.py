@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -13,13 +13,16 @@ from flwr.serverapp import Grid
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from fedcl.core.errors import FedclError
-from fedcl.flower.collection import again, collect
+from fedcl.flower.collection import Collector
+from fedcl.flower.delivery import deliver
 
 # Messages in flight: enough to keep workers busy. Flower looks for each node among all of them.
 WINDOW = 32
 _PATIENCE = 30.0  # seconds that late answers are waited for in the end
 _FORGOTTEN = 900.0  # seconds after which a late answer is not looked for any more
 _SWEPT = 64  # late answers that are looked for at once
+_BATCH = 32  # messages that are brought to Flower at once
+_HELD = 2**26  # bytes of messages that are held for that
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Post:
         flight: When each message that has not been answered was sent, by message id.
         abandoned: When messages were given up that nobody waits for any more, by message id.
         late: Answers to those.
+        limit: Most bytes of an answer that are fetched.
     """
 
     grid: Grid
@@ -61,6 +65,8 @@ class Post:
     flight: dict[str, float] = field(default_factory=dict)
     abandoned: dict[str, float] = field(default_factory=dict)
     late: int = 0
+    limit: int = 2**62
+    _collector: Collector | None = field(default=None, init=False)
 
     def send(self, content: RecordDict, node: int, kind: str, ttl: float | None = None) -> str:
         """Sends a message to a node and returns its id; nothing when Flower does not take it.
@@ -71,13 +77,37 @@ class Post:
             kind: Of message.
             ttl: Seconds after which nobody need have it any more; None for Flower's own.
         """
-        self.check()
-        message = Message(content, node, kind, ttl=ttl)
-        ids = list(again(lambda: self.grid.push_messages([message])))
-        if not ids or not ids[0]:
-            return ""
-        self.flight[ids[0]] = time.monotonic()
-        return ids[0]
+        return self.send_all([(content, node)], kind, ttl)[0]
+
+    def send_all(
+        self, letters: Iterable[tuple[RecordDict, int]], kind: str, ttl: float | None = None
+    ) -> list[str]:
+        """Sends messages, as `send` does one, and returns their ids in order.
+
+        Args:
+            letters: What each says, and its node; written when its turn comes.
+            kind: Of all of them.
+            ttl: As for `send`.
+        """
+        sent: list[str] = []
+        for batch in _batches(letters):
+            self.check()
+            ids = self._push(batch, kind, ttl)
+            self.flight |= dict.fromkeys(filter(None, ids), time.monotonic())
+            sent += ids
+        return sent
+
+    def _push(
+        self, batch: Sequence[tuple[RecordDict, int]], kind: str, ttl: float | None
+    ) -> list[str]:
+        def write() -> list[Message]:
+            return [Message(content, node, kind, ttl=ttl) for content, node in batch]
+
+        if isinstance(self.grid, HttpGrid):
+            return deliver(self.grid, write)
+        # Within one process nothing is saved by more at once, and who is left out is not told.
+        ids = [list(self.grid.push_messages([message])) for message in write()]
+        return [id[0] if id else "" for id in ids]
 
     def receive(self, wait: bool = True) -> list[Arrival]:
         """Returns what has come; waits a moment when that is nothing, if told to."""
@@ -94,7 +124,9 @@ class Post:
 
     def _pull(self, ids: list[str]) -> list[Arrival]:
         if isinstance(self.grid, HttpGrid):
-            return [Arrival(*found) for found in collect(self.grid, ids)]
+            if self._collector is None:
+                self._collector = Collector(self.grid, self.limit)
+            return [Arrival(*found) for found in self._collector.collect(ids)]
         if not self.apart:
             return [_arrival(message) for message in self.grid.pull_messages(ids)]
         found: list[Arrival] = []
@@ -134,6 +166,30 @@ class Post:
                 self.receive()
         self.flight.clear()
         self.abandoned.clear()
+        self.close()
+
+    def close(self) -> None:
+        """No longer fetches anything."""
+        if self._collector is not None:
+            self._collector.close()
+            self._collector = None
+
+
+def _batches(
+    letters: Iterable[tuple[RecordDict, int]],
+) -> Iterator[list[tuple[RecordDict, int]]]:
+    """Yields some letters at a time: as many as there is room for, what they share counted once."""
+    batch: list[tuple[RecordDict, int]] = []
+    held: dict[int, int] = {}
+    for content, node in letters:
+        batch.append((content, node))
+        for record in content.array_records.values():
+            held[id(record)] = sum(len(array.data) for array in record.values())
+        if len(batch) == _BATCH or sum(held.values()) >= _HELD:
+            yield batch
+            batch, held = [], {}
+    if batch:
+        yield batch
 
 
 def _arrival(message: Message) -> Arrival:

@@ -44,6 +44,10 @@ class Seats(Protocol):
         """Takes note that a client cannot be reached there; returns whether it may come back."""
         ...
 
+    def close(self) -> None:
+        """No longer looks who is there."""
+        ...
+
 
 @dataclass(frozen=True)
 class Fixed:
@@ -69,6 +73,9 @@ class Fixed:
     def lost(self, client: int, seat: Seat) -> bool:
         """Nobody ever comes back."""
         return False
+
+    def close(self) -> None:
+        """Has never looked."""
 
 
 def introduce(post: Post, introduction: Introduction | None = None) -> dict[int, int]:

@@ -90,18 +90,20 @@ class Crowd:
 
     Attributes:
         nodes: All of them.
+        pause: Seconds until a node without a message looks again.
         done: How often each message was answered, by client, kind and id.
         errors: What went wrong.
     """
 
     nodes: list[Node]
+    pause: float = PAUSE
     done: Counter[tuple[int, str, str]] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
 
     def serve(self, over: threading.Event) -> None:
         """Lets nodes look for messages until it is over."""
         begun = time.monotonic()
-        gap = PAUSE / len(self.nodes)  # they have not all started at once
+        gap = self.pause / len(self.nodes)  # they have not all started at once
         due = [(begun + gap * place, place) for place in range(len(self.nodes))]
         lock = threading.Lock()
 
@@ -115,7 +117,7 @@ class Crowd:
                 if place < 0:
                     time.sleep(0.02)
                     continue
-                pause = 0.0 if self._turn(self.nodes[place]) else PAUSE
+                pause = 0.0 if self._turn(self.nodes[place]) else self.pause
                 with lock:
                     heapq.heappush(due, (time.monotonic() + pause, place))
 

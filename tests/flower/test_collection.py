@@ -31,8 +31,8 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.servicer.runtime import runtime_handlers as handlers
 
-from fedcl.flower import collection
-from fedcl.flower.collection import again
+from fedcl.flower import busy
+from fedcl.flower.busy import again
 from fedcl.flower.post import Post
 
 pytestmark = pytest.mark.flower
@@ -145,7 +145,7 @@ def failure(status: int) -> httpx.HTTPStatusError:
 
 @pytest.fixture
 def link(monkeypatch: pytest.MonkeyPatch) -> SuperLink:
-    monkeypatch.setattr(collection, "_FIRST", 0.001)
+    monkeypatch.setattr(busy, "_FIRST", 0.001)
     return SuperLink()
 
 
