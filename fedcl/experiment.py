@@ -33,7 +33,7 @@ from fedcl.core.tree import settle
 from fedcl.core.watched import Watched
 from fedcl.elsewhere import check_reach
 from fedcl.forecast import check_room, forecast, occupied
-from fedcl.journal import Journal, clients_folder, opened
+from fedcl.journal import Journal
 from fedcl.ledgerfile import opened_ledger
 from fedcl.privacy import privacy_summary, spent_so_far
 from fedcl.probe import Probe
@@ -41,6 +41,7 @@ from fedcl.progress import Progress as Progress
 from fedcl.record import Record, finish
 from fedcl.repeated import Look, Repeats
 from fedcl.rounds import ATTEMPTS, Rounds
+from fedcl.runfolder import clients_folder, opened
 from fedcl.summary import read_reference, summarise
 from fedcl.survey import survey
 from fedcl.tuning import tuned

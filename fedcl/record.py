@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor
 
-from fedcl.core.errors import ConfigError
 from fedcl.core.task import Examples
 
 EVALUATIONS = (
@@ -70,33 +68,6 @@ class Record:
     summary: dict[str, Any] = field(default_factory=dict)
     params: Mapping[str, Tensor] = field(default_factory=dict)
     folder: Path | None = None
-
-
-def open_folder(folder: Path, resume: bool) -> None:
-    """Makes a run's folder, or checks that it may be used.
-
-    Raises:
-        ConfigError: The folder holds something already and `resume` is not asked for, or holds no
-            checkpoint to resume from, or cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = [path.name for path in folder.iterdir()]
-        if held and not resume:
-            raise ConfigError(
-                f"folder {folder} is not empty: add --resume to go on, or name another --out"
-            )
-        if held and "checkpoint" not in held:
-            raise ConfigError(
-                f"folder {folder} holds no checkpoint to go on from: name the folder of a run, or "
-                "another --out without --resume"
-            )
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, "permission denied")
-    except OSError as error:
-        raise ConfigError(
-            f"folder {folder} cannot be written: {error.strerror or error}; name another --out"
-        ) from error
 
 
 @contextmanager

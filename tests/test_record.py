@@ -9,7 +9,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from fedcl.core.errors import ConfigError
 from fedcl.record import (
     COSTS,
     EVALUATIONS,
@@ -18,7 +17,6 @@ from fedcl.record import (
     Row,
     export,
     finish,
-    open_folder,
     write_rows,
     write_text,
 )
@@ -28,24 +26,7 @@ EVALUATION: Row = dict.fromkeys(EVALUATIONS) | {"round": 1, "value": 0.1, "model
 COST: Row = dict.fromkeys(COSTS) | {"round": 1, "bytes": 2**40, "direction": "up"}
 
 
-# --- The folder. ---
-
-
-def test_a_folder_is_made_with_its_parents_or_taken_when_empty(tmp_path: Path) -> None:
-    open_folder(tmp_path / "a" / "b", resume=False)
-    open_folder(tmp_path / "a" / "b", resume=False)
-    open_folder(tmp_path / "a" / "b", resume=True)
-    assert (tmp_path / "a" / "b").is_dir()
-
-
-def test_a_folder_in_use_needs_resume_and_a_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").touch()
-    with pytest.raises(ConfigError, match="is not empty: add --resume"):
-        open_folder(tmp_path, resume=False)
-    with pytest.raises(ConfigError, match="holds no checkpoint"):
-        open_folder(tmp_path, resume=True)
-    (tmp_path / "checkpoint").mkdir()
-    open_folder(tmp_path, resume=True)
+# --- Files. ---
 
 
 def test_text_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

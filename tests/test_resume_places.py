@@ -125,7 +125,7 @@ def test_another_config_is_refused_by_the_name_of_the_difference(stopped: Path) 
 
 
 def test_another_version_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedcl.journal.__version__", "9.9.9")
+    monkeypatch.setattr("fedcl.runfolder.__version__", "9.9.9")
     with pytest.raises(ResumeError, match=r"9\.9\.9"):
         fedcl.run(tiny(), stopped, resume=True)
 
