@@ -134,7 +134,7 @@ def looked(experiment: Experiment, patch: pytest.MonkeyPatch, *, broken: bool = 
         return receive(self, total, state, seed)
 
     with patch.context() as within:
-        within.setattr("fedcl.experiment.sealed", door)
+        within.setattr("fedcl.loop.sealed", door)
         within.setattr(Federation, "aggregate", aggregate)
         within.setattr(FedAvg, "round", round)
         within.setattr(step, "receive", take)

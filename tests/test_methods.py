@@ -22,7 +22,7 @@ from fedcl.core.evaluate import predicted
 from fedcl.core.method import Method
 from fedcl.core.survey import stream_at
 from fedcl.core.tree import nbytes
-from fedcl.experiment import asked_again
+from fedcl.loop import asked_again
 from tests.conformance import (
     LIGHT,
     METHODS,

@@ -16,7 +16,7 @@ from fedcl.core.dataset import ArrayTable, Dataset
 from fedcl.core.errors import ClientError
 from fedcl.core.stream import Stream
 from fedcl.datasets.synthetic import Synthetic
-from fedcl.experiment import asked_again
+from fedcl.loop import asked_again
 from fedcl.repeated import Repeats, repeated
 from tests.conformance import light
 from tests.tiny import rows, scenario, stream_of, tiny

@@ -18,7 +18,7 @@ from fedcl.core.audit import Records
 from fedcl.core.errors import ConfigError
 from fedcl.core.seeds import seed_of
 from fedcl.core.stream import Stream
-from fedcl.experiment import asked_again
+from fedcl.loop import asked_again
 from fedcl.repeated import Repeats
 from tests.tiny import read_csv, scenario, stream_of, tiny
 

@@ -12,7 +12,7 @@ import torch
 from fedcl.core.audit import Records
 from fedcl.core.errors import ClientError
 from fedcl.core.sidebyside import Meeting, side_by_side
-from fedcl.experiment import asked_again
+from fedcl.loop import asked_again
 from fedcl.repeated import Repeats
 from tests.tiny import CNN, stream_of, tiny
 
