@@ -20,6 +20,8 @@ from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
+from fedcl.flower.busy import again
+
 APP = Path(__file__).resolve().parents[2] / "deploy"
 # What messages leave in the SuperLink's database until they are fetched: questions, answers, the
 # pieces of both, and who is about to bring such pieces.
@@ -111,7 +113,7 @@ class SuperLink:
             interceptors=[RuntimeVersionHttpInterceptor(component_name="fedcl")],
         )
         try:
-            return client.ListRuns(request)
+            return again(lambda: client.ListRuns(request))
         finally:
             client.close()
 

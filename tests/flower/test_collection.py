@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import httpx
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import RUN_ID_NUM_BYTES, SUPERLINK_NODE_ID, TASK_ID_NUM_BYTES, ErrorCode
 from flwr.proto.message_pb2 import PullObjectResponse
@@ -32,8 +34,10 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.servicer.runtime import runtime_handlers as handlers
 
 from fedcl.flower import busy
+from fedcl.flower import post as post_module
 from fedcl.flower.busy import again
 from fedcl.flower.post import Post
+from tests.flower.parts import until
 
 pytestmark = pytest.mark.flower
 FOREVER = 1e9
@@ -47,11 +51,13 @@ class SuperLink:
         calls: Names of the calls, in their order.
         busy: How many further calls find a locked database.
         lost: Parts of messages that are not there any more.
+        waiting: Parts of answers that nodes have not brought yet, each with its session.
     """
 
     calls: list[str] = field(default_factory=list)
     busy: int = 0
     lost: set[str] = field(default_factory=set)
+    waiting: list[tuple[str, str, bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.run = Run.create_empty(generate_rand_int_from_bytes(RUN_ID_NUM_BYTES))
@@ -99,8 +105,14 @@ class SuperLink:
         self.state.activate_node(node, FOREVER)
         return node
 
-    def answer(self, node: int, record: ConfigRecord | None = None) -> None:
-        """Lets a node answer its message: with its number, or with a record."""
+    def answer(self, node: int, record: ConfigRecord | None = None, *, upload: bool = True) -> None:
+        """Lets a node answer its message: with its number, or with a record.
+
+        Args:
+            node: Which.
+            record: What it says; its number when None.
+            upload: Whether it brings its answer at once, or only says that there is one.
+        """
         (message,) = self.state.get_message_ins(node, limit=1)
         self.state.object_store.delete(message.metadata.message_id)
         content = RecordDict(
@@ -114,8 +126,15 @@ class SuperLink:
             _, wanted = self.state.store_message_and_object_tree(
                 remove_content_from_message(reply), get_object_tree(reply), session
             )
-            for id in wanted:
-                assert self.state.store_object(self.run.run_id, session, id, parts[id].deflate())
+            self.waiting += [(session, id, parts[id].deflate()) for id in wanted]
+        if upload:
+            self.upload()
+
+    def upload(self) -> None:
+        """Lets nodes bring what they have said that there is."""
+        for session, id, content in self.waiting:
+            assert self.state.store_object(self.run.run_id, session, id, content)
+        self.waiting.clear()
 
     def left(self) -> tuple[int, int, int]:
         """Returns how many questions, answers and parts it still keeps."""
@@ -205,6 +224,76 @@ def test_an_answer_of_which_a_part_is_lost_is_missing(link: SuperLink) -> None:
     first, second = found[sent[0]], found[sent[1]]
     assert first is not None and first.error.code == ErrorCode.MESSAGE_UNAVAILABLE
     assert second is not None and second.has_content()
+
+
+def test_what_messages_share_is_brought_once(link: SuperLink) -> None:
+    nodes = [link.node() for _ in range(4)]
+    post, _ = asked(link, [])
+    content = RecordDict({"question": ConfigRecord({"what": "who"})})
+    sent = post.send_all([*((content, node) for node in nodes), (content, 17)], "query.exchange")
+    assert all(sent[:4]) and sent[4] == "", "there is no node 17"
+    assert list(post.flight) == sent[:4]
+    # A record and its table for all of them, and what is on each envelope.
+    assert link.calls == ["push"] + ["part"] * (2 + 4)
+    for node in nodes:
+        link.answer(node)
+    assert {arrival.id for arrival in post.receive()} == set(sent[:4])
+    assert link.left() == (0, 0, 0)
+
+
+def test_more_than_there_is_room_for_is_brought_in_parts(
+    link: SuperLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(post_module, "_BATCH", 3)
+    nodes = [link.node() for _ in range(4)]
+    post, _ = asked(link, [])
+    own = [RecordDict({"of": ArrayRecord([np.full(100, node % 97)])}) for node in nodes]
+    assert all(post.send_all(zip(own, nodes, strict=True), "query.exchange"))
+    assert link.calls.count("push") == 2
+    monkeypatch.setattr(post_module, "_HELD", 1000)  # of 928 bytes each
+    assert all(post.send_all(zip(own, nodes, strict=True), "query.exchange"))
+    assert link.calls.count("push") == 2 + 2
+    shared = [own[0]] * 3
+    assert all(post.send_all(zip(shared, nodes, strict=False), "query.exchange"))
+    assert link.calls.count("push") == 2 + 2 + 1
+
+
+def test_an_answer_that_is_slow_to_come_holds_up_no_other(link: SuperLink) -> None:
+    nodes = [link.node() for _ in range(3)]
+    post, sent = asked(link, nodes)
+    link.answer(nodes[0])
+    link.answer(nodes[2])
+    link.answer(nodes[1], upload=False)
+    found = {arrival.id for _ in range(3) for arrival in post.receive()}
+    assert found == {sent[0], sent[2]} and list(post.flight) == [sent[1]]
+    link.upload()
+    until(lambda: [arrival.id for arrival in post.receive()] == [sent[1]], "it came", 60)
+    assert link.left() == (0, 0, 0)
+
+
+def test_who_waits_no_more_is_not_held_up_by_an_answer_that_never_comes(link: SuperLink) -> None:
+    node = link.node()
+    post, _ = asked(link, [node])
+    link.answer(node, upload=False)
+    before = set(threading.enumerate())
+    assert post.receive() == []
+    fetching = set(threading.enumerate()) - before
+    assert fetching
+    post.close()
+    until(lambda: not any(one.is_alive() for one in fetching), "all threads have ended", 60)
+
+
+def test_no_more_of_an_answer_is_fetched_than_is_allowed(link: SuperLink) -> None:
+    nodes = [link.node() for _ in range(2)]
+    post, sent = asked(link, nodes)
+    post.limit = 1000
+    link.answer(nodes[0], ConfigRecord({"much": "x" * 110_000}))
+    link.answer(nodes[1], ConfigRecord({"some": "x" * 90_000}))
+    found = {arrival.id: arrival for arrival in post.receive()}
+    assert found[sent[0]].answer is None
+    assert "bytes, of which 1000 are allowed (engine.limit)" in found[sent[0]].why
+    assert found[sent[1]].answer is not None, "what is little too large is looked at where all is"
+    assert link.left() == (0, 0, 0)
 
 
 def test_a_busy_superlink_is_asked_again(link: SuperLink) -> None:
