@@ -88,41 +88,52 @@ class Collector:
         client, id = self.grid._runtime_client, sent.metadata.message_id
         node, run = self.grid.node, self.grid.run.run_id
         parts = [part.object_id for part in iterate_object_tree(tree)]
+        bound = _Bound(self.limit, make_pull_object_fn_protobuf(client.PullObject, node, run))
         try:
-            contents = pull_objects(
-                parts, self._bounded(make_pull_object_fn_protobuf(client.PullObject, node, run))
-            )
+            contents = pull_objects(parts, lambda part: self._pulled(bound, part))
         except ObjectPullError as error:
             lost = Error(ErrorCode.MESSAGE_UNAVAILABLE, f"a part of its answer never came: {error}")
             return Message(lost, reply_to=message_from_proto(sent))
-        finally:  # the SuperLink need not keep what is refused, either
-            received = ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=id)
-            again(lambda: client.ConfirmMessageReceived(received))
+        received = ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=id)
+        again(lambda: client.ConfirmMessageReceived(received))
+        bound.check()
         message = inflate_object_from_contents(id, contents)
         if not isinstance(message, Message):
             raise ValueError(f"it is no message but {type(message).__name__}")
         message.metadata.__dict__["_message_id"] = id
         return message
 
-    def _bounded(self, pull: Callable[[str], bytes]) -> Callable[[str], bytes]:
-        """Returns what pulls parts of one answer until they are more than is allowed."""
-        taken, lock = 0, threading.Lock()
+    def _pulled(self, bound: _Bound, part: str) -> bytes:
+        if self._over.is_set():
+            raise _Stopped
+        return again(lambda: bound.pull(part))
 
-        def bounded(part: str) -> bytes:
-            nonlocal taken
-            if self._over.is_set():
-                raise _Stopped
-            content = again(lambda: pull(part))
-            with lock:
-                taken += len(content)
-            if taken > self.limit + _ENVELOPE:
-                raise ValueError(
-                    f"it has at least {taken} bytes, of which {self.limit} are allowed "
-                    "(engine.limit)"
-                )
-            return content
 
-        return bounded
+@dataclass
+class _Bound:
+    """Pulls the parts of an answer, and holds no more of them than is allowed.
+
+    The others are pulled, too, or the node that brings them would fail over it.
+    """
+
+    limit: int
+    fetch: Callable[[str], bytes]
+    _taken: int = field(default=0, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def pull(self, part: str) -> bytes:
+        """Returns a part; nothing instead where it is too much."""
+        content = self.fetch(part)
+        with self._lock:
+            self._taken += len(content)
+            return content if self._taken <= self.limit + _ENVELOPE else b""
+
+    def check(self) -> None:
+        """Raises ValueError when it was too much."""
+        if self._taken > self.limit + _ENVELOPE:
+            raise ValueError(
+                f"it has {self._taken} bytes, of which {self.limit} are allowed (engine.limit)"
+            )
 
 
 def _outcome(fetched: Future[Message]) -> tuple[Message | None, str]:

@@ -18,7 +18,8 @@ from fedcl.flower.status import Status
 
 _LOOK = 1.0  # seconds between two looks at who is connected
 _DEADLINE = 300.0  # seconds until a node that does not introduce itself makes room for others
-_AGAIN = 60.0  # seconds until a node that was refused is asked again
+# Seconds until a node is asked again that was refused, or that says nothing: then twice as long.
+_AGAIN = 60.0
 LIMIT = 100_000  # bytes of an introduction
 _REFUSALS = 100  # that are remembered and told
 
@@ -29,8 +30,8 @@ class Attendance:
 
     Flower gives a node that was started anew another number, or another time since when it is
     there: either is another seat, whose node is asked who it is. A client is bound to the token of
-    its first introduction. The same token at another seat is the same device, which was started
-    anew; its newest seat counts. Any other one is refused, which never ends the run.
+    its first introduction. The same token at a newer seat is the same device, which was started
+    anew. Any other node is refused, which never ends the run.
 
     Attributes:
         post: Carries introductions, apart from the messages of exchanges.
@@ -152,7 +153,13 @@ class Attendance:
         return found
 
     def _invite(self) -> None:
-        waiting = self._online - self._known.keys() - set(self._asked.values())
+        now, asked = time.monotonic(), dict[Seat, list[float]]()
+        for id, seat in self._asked.items():
+            asked.setdefault(seat, []).append(self.post.flight[id])
+        waiting = self._online - self._known.keys()
+        waiting -= {
+            seat for seat, at in asked.items() if now - max(at) < _AGAIN * 2 ** (len(at) - 1)
+        }
         seats = sorted(waiting)[: max(0, self.post.window - len(self._asked))]
         said = self.introduction.write()
         ids = self.post.send_all([(said, seat.node) for seat in seats], INTRODUCTION)
@@ -178,6 +185,13 @@ class Attendance:
             self._refuse(
                 f"a node was refused: client {guest.client} is another device: give each a client "
                 "of its own, or one that was set up anew its old state folder"
+            )
+            return
+        current = self._seats.get(guest.client)
+        if current is not None and current in self._online and seat.since < current.since:
+            self._refuse(
+                f"a node was refused: client {guest.client} is there twice, with the same state "
+                "folder or a copy of it: stop one of its nodes; the newest counts"
             )
             return
         self._seats[guest.client] = seat

@@ -239,13 +239,19 @@ class Federation:
         return done.stdout
 
     def node(
-        self, name: str = "", *, words: tuple[str, ...] | None = None, **config: Value
+        self,
+        name: str = "",
+        *,
+        words: tuple[str, ...] | None = None,
+        port: int = 0,
+        **config: Value,
     ) -> Part:
         """Starts a SuperNode; where there is TLS, with a new key that is registered first.
 
         Args:
             name: What its log is called; `node-N` when empty.
             words: How it joins; None for what a rightful node says.
+            port: Where it finds the SuperLink; 0 for the SuperLink's own.
             config: Its node config.
         """
         name = name or f"node-{len(self.nodes)}"
@@ -254,7 +260,7 @@ class Federation:
         node = self.part(
             name,
             "flower-supernode",
-            *("--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port())),
+            *("--superlink", f"127.0.0.1:{port or self.port}", "--port", str(free_port())),
             *words,
             *("--node-config", toml(config)),
         )

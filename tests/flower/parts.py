@@ -1,4 +1,4 @@
-"""Processes of a federation that can be ended, cut off and started again, children included."""
+"""Processes of a federation that can be ended and started again, children included."""
 
 from __future__ import annotations
 
@@ -86,14 +86,6 @@ class Part:
         """Waits until the program ends by itself; returns its exit status."""
         assert self._process is not None, f"{self.name} was never started"
         return self._process.wait(timeout=seconds)
-
-    def freeze(self) -> None:
-        """Halts all its processes where they are: nothing comes from it, nothing reaches it."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Lets them go on."""
-        self._signal(signal.SIGCONT)
 
     def text(self) -> str:
         """Returns what was written to its log so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,14 @@ from safetensors.torch import load_file
 from fedcl.config import override, parse
 from tests.flower.live import APP, Federation, federation
 from tests.flower.parts import Part, until
+from tests.flower.proxy import proxy
 from tests.flower.test_live import simulated
 from tests.tiny import TABLE, read_csv, same
 
 pytestmark = pytest.mark.flower
 
 LIES = ["nan", "stale", "oversized"]  # one a round; of all others `test_live` tells
+CUT = 30.0  # seconds that a device is cut off
 WITHIN = 600.0  # seconds for whatever is waited for: a busy machine is slow
 
 
@@ -75,19 +78,23 @@ def is_asking(out: Path, done: int) -> Callable[[], bool]:
 
 def test_nothing_is_lost_and_the_run_ends(tmp_path: Path) -> None:
     config, out = configured(tmp_path), tmp_path / "run"
-    with federation(tmp_path / "live") as live:
-        nodes = [_node(live, config, id) for id in range(3)]
+    with federation(tmp_path / "live") as live, proxy(live.port) as way:
+        nodes = [_node(live, config, id) for id in range(2)]
+        _node(live, config, 2, port=way.port)
         _node(live, config, 3, lies=" ".join(LIES))
         live.await_nodes(4)
         app, words = sly(tmp_path), {"config": str(config), "out": str(out)}
         run = live.run(app, **words)
-        # In the middle of a round one device loses power, and another one is cut off.
+        # In the middle of a round one device loses power, and another one is cut off for a while.
         until(is_asking(out, 1), "the second round is asked", WITHIN)
-        nodes[2].freeze()
+        way.cut()
+        since, reached = time.monotonic(), way.taken
         nodes[1].kill()
         nodes[1].start()
         until(lambda: told(out)["answered"] >= 2, "others have answered", WITHIN)
-        nodes[2].thaw()
+        until(lambda: time.monotonic() - since > CUT, "it was cut off for long enough", WITHIN)
+        assert way.taken == reached
+        way.mend()
         # The server loses power, and goes on from its checkpoint.
         until(is_asking(out, 2), "the third round is asked", WITHIN)
         live.superlink.kill("flwr-serverapp")
@@ -106,9 +113,9 @@ def test_nothing_is_lost_and_the_run_ends(tmp_path: Path) -> None:
     ]
 
 
-def _node(live: Federation, config: Path, id: int, lies: str = "") -> Part:
+def _node(live: Federation, config: Path, id: int, lies: str = "", port: int = 0) -> Part:
     state = live.folder / f"state-{id}"
-    return live.node(client=id, config=str(config), state=str(state), lies=lies)
+    return live.node(port=port, client=id, config=str(config), state=str(state), lies=lies)
 
 
 def _table(out: Path) -> dict[str, Any]:

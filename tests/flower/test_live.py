@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from fedcl.config import Experiment
 from fedcl.core.engine import BlockResult, Request
 from fedcl.core.errors import FedclError
 from fedcl.core.memories import Memories
+from fedcl.flower import live
 from fedcl.flower.guestbook import open_guestbook
 from fedcl.flower.messages import EXCHANGE, INTRODUCTION
 from fedcl.flower.status import Status
@@ -167,6 +169,49 @@ def test_only_the_first_device_is_a_client(house: House) -> None:
     assert len(told) == 2
     assert "client 2 is another device" in told[0] and "client 5, but ids go" in told[1]
     assert all((node, EXCHANGE) not in house.asked for node in strangers)
+
+
+def test_a_client_with_a_copied_state_is_there_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_AGAIN", 0.01)
+    experiment = of({"training.rounds": 2})
+    nodes = joined(house, experiment, range(CLIENTS))
+    copies: list[int] = []
+
+    def then(now: Progress) -> None:
+        if now.done == 1:
+            shutil.copytree(house.folder / "device-2", house.folder / "copy")
+            copies.append(house.join(house.device(2, experiment, "copy")))
+            while not house.engine.presence._news:
+                house.engine.presence.refresh()
+
+    record = house.run(experiment, then=then)
+    assert_same_runs(record, simulated(experiment))
+    assert [
+        "client 2 is there twice" in str(e["why"]) for e in record.summary["refused_nodes"]
+    ] == [True]
+    asked = [node for node, kind in house.asked if kind == EXCHANGE]
+    assert (asked.count(nodes[2]), asked.count(copies[0])) == (1, 3), "the newest counts"
+
+
+def test_a_node_whose_introduction_is_lost_is_asked_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_AGAIN", 0.01)
+    experiment = of()
+    joined(house, experiment, range(4))
+    honest, lost = house.device(4, experiment), list[Message]()
+
+    def answers(message: Message) -> RecordDict | None:
+        if message.metadata.message_type == INTRODUCTION and len(lost) < 3:
+            lost.append(message)
+            return None
+        return honest(message)
+
+    house.join(answers)
+    assert_same_runs(house.run(experiment), simulated(experiment))
+    assert len(lost) == 3
 
 
 def test_a_late_joiner_takes_part_from_its_arrival_on(house: House) -> None:
