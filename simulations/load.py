@@ -1,6 +1,6 @@
 """Measures a live federation under load: 200 nodes at one SuperLink, in 20 rounds of all of them.
 
-Run: python simulations/load.py [--nodes 200] [--rounds 20] [--out FOLDER]
+Run: python simulations/load.py [--nodes 200] [--rounds 20] [--durable] [--out FOLDER]
 
 SuperLink and ServerApp are Flower's real processes on the loopback device. The nodes are one
 process, which speaks Flower's Fleet API for each of them and answers with fedcl's client half
@@ -41,24 +41,29 @@ def main(words: list[str]) -> None:
     parser.add_argument("--nodes", type=whole, default=200, help="default: 200")
     parser.add_argument("--rounds", type=whole, default=20, help="of all nodes (default: 20)")
     parser.add_argument("--out", type=Path, default=Path("runs") / "load")
+    parser.add_argument(
+        "--durable",
+        action="store_true",
+        help="the SuperLink keeps its state in a file, not in memory as Flower does by default",
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny, seconds, leaves nothing")
     args = parser.parse_args(words)
     if not Path("/proc/self/statm").exists():
         parser.error("the memory of processes is read from /proc, which this system has not")
     if args.smoke:
         with tempfile.TemporaryDirectory() as folder:
-            study(10, 3, Path(folder))
+            study(10, 3, Path(folder), durable=True)
         return
     if args.out.exists() and any(args.out.iterdir()):
         parser.error(f"{args.out} is not empty: remove it, or name another --out")
-    study(args.nodes, args.rounds, args.out)
+    study(args.nodes, args.rounds, args.out, args.durable)
 
 
-def study(nodes: int, rounds: int, out: Path) -> None:
+def study(nodes: int, rounds: int, out: Path, durable: bool) -> None:
     """Measures once, shows it, and ends with an error where a claim does not hold."""
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
-    load = federation.measure(nodes, rounds, out)
+    load = federation.measure(nodes, rounds, out, durable)
     text = [*_rounds(load, console), *_messages(load, console), *_programs(load, console)]
     (out / "table.md").write_text("\n".join(text), encoding="utf-8")
     console.print(f"tables: {out}", markup=False, soft_wrap=True)

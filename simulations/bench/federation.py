@@ -35,7 +35,7 @@ class Load:
         memory: MB by program, then.
         work: Seconds of processor time by program, then.
         failures: Why clients have not answered, as the ServerApp told at the end of a round.
-        kept: Rows of the SuperLink's database by table, when the run was over.
+        kept: Rows of the SuperLink's database by table, when the run was over; none without a file.
         told: What the nodes say that they did; see `bench.crowd.dismissed`.
         up: Bytes of models that the ServerApp has recorded from clients, by round.
         down: The same to clients.
@@ -76,13 +76,14 @@ def table(nodes: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def measure(nodes: int, rounds: int, out: Path) -> Load:
+def measure(nodes: int, rounds: int, out: Path, durable: bool) -> Load:
     """Runs a federation once.
 
     Args:
         nodes: How many.
         rounds: How many.
         out: An empty folder; the run's own is `run` in it.
+        durable: Whether the SuperLink keeps its state in a file.
 
     Raises:
         RuntimeError: Nodes or SuperLink end, the run does not end well, or a round takes too long.
@@ -91,7 +92,10 @@ def measure(nodes: int, rounds: int, out: Path) -> Load:
     config = out / "config.toml"
     config.write_text(tomli_w.dumps(table(nodes, rounds)), encoding="utf-8")
     load = Load(nodes, rounds)
-    with superlink(out / "superlink") as link, crowd(link.address, nodes, config, out) as people:
+    with (
+        superlink(out / "superlink", durable) as link,
+        crowd(link.address, nodes, config, out) as people,
+    ):
         run = link.run({"config": config, "out": out / "run"})
         _follow(load, link, people, run, out)
         load.kept = link.rows()

@@ -46,11 +46,13 @@ class SuperLink:
         folder: Where everything of it lies, and where its ServerApps start.
         address: Host and port of all of its APIs.
         process: It.
+        durable: Whether its database is a file; else it keeps everything in memory, as by default.
     """
 
     folder: Path
     address: str
     process: subprocess.Popen[bytes]
+    durable: bool
 
     def run(self, config: Mapping[str, Path]) -> int:
         """Starts a run of fedcl's app, as `flwr run` does, and returns Flower's number of it.
@@ -90,7 +92,9 @@ class SuperLink:
         return True
 
     def rows(self) -> dict[str, int]:
-        """Returns how many rows its database has in each of `TABLES`."""
+        """Returns how many rows its database has in each of `TABLES`; nothing without a file."""
+        if not self.durable:
+            return {}
         database = sqlite3.connect(f"file:{self.folder / 'superlink.db'}?mode=ro", uri=True)
         try:
             counts = {
@@ -136,11 +140,12 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def superlink(folder: Path) -> Iterator[SuperLink]:
+def superlink(folder: Path, durable: bool) -> Iterator[SuperLink]:
     """Runs a SuperLink without TLS on a free port of the loopback device, and ends it.
 
     Args:
         folder: A new or an empty folder.
+        durable: Whether its database is a file.
 
     Raises:
         RuntimeError: It ends at once.
@@ -154,7 +159,8 @@ def superlink(folder: Path) -> Iterator[SuperLink]:
     (folder / "flower" / "config.toml").write_text(connection, encoding="utf-8")
     words = ["--insecure", "--disable-runtime-dependency-installation"]
     words += ["--host", "127.0.0.1", "--port", str(port)]
-    words += ["--database", str(folder / "superlink.db")]
+    if durable:
+        words += ["--database", str(folder / "superlink.db")]
     with (folder / "superlink.log").open("wb") as log:
         process = subprocess.Popen(
             [_BIN / "flower-superlink", *words],
@@ -164,7 +170,7 @@ def superlink(folder: Path) -> Iterator[SuperLink]:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-    own = SuperLink(folder, f"127.0.0.1:{port}", process)
+    own = SuperLink(folder, f"127.0.0.1:{port}", process, durable)
     try:
         end = time.monotonic() + _LONG
         while not own.answers():
