@@ -133,7 +133,8 @@ class Attendance:
             if waited >= max(self.patience, self.grace):
                 raise FedclError(self._too_few(len(here), least))
             wanted = len(members) if not self._gathered and len(here) >= least else least
-            self.status.tell(waiting=f"for clients: {len(here)} of {wanted} are connected")
+            waiting = f"for clients: {len(here)} of {wanted} are connected{self._last_refusal()}"
+            self.status.tell(waiting=waiting)
             time.sleep(self.post.interval)
 
     def present(self, clients: Sequence[int]) -> Sequence[int]:
@@ -202,6 +203,9 @@ class Attendance:
         if why not in self._refused and len(self._refused) < _REFUSALS:
             self._refused[why] = None
             self._news.append({"what": "refused", "why": why})
+
+    def _last_refusal(self) -> str:
+        return f"; {next(reversed(self._refused))}" if self._refused else ""
 
     def _too_few(self, here: int, least: int) -> str:
         told = "".join(f"; {why}" for why in self._refused)

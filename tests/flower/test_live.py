@@ -137,6 +137,9 @@ def test_nodes_with_another_config_end_a_run_that_needs_them(house: House, tmp_p
     house.join(house.device(1, of({**few, "training.local.lr": 0.9})))
     with pytest.raises(FedclError, match=rf"1 of the 2 clients .*{re.escape(BOTH)}.*resume=true"):
         house.run(of(few), tmp_path / "run")
+    assert BOTH in status_of(tmp_path / "run")["waiting"], (
+        "who looks on is told why nothing goes on"
+    )
 
 
 def test_a_run_that_needs_fewer_goes_on_and_says_who_was_refused(house: House) -> None:

@@ -1,22 +1,19 @@
 """A node that lies for dozens of rounds on end, at a real SuperLink, and one that joins late.
 
-SuperLink and ServerApp are Flower's processes. The nodes speak Flower's Fleet API in this process,
-since a SuperNode starts a process for each message: that is left to `test_faults`.
+SuperLink and ServerApp are Flower's processes, the nodes are played (`tests.flower.playing`).
 """
 
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 
 import pytest
 import tomli_w
-from bench.crowd import Crowd, client_half, connected
+from bench.crowd import client_half
 from flwr.app import Message, RecordDict
 from safetensors.torch import load_file
 
@@ -28,6 +25,7 @@ from fedcl.flower.messages import EXCHANGE
 from tests.flower.live import federation
 from tests.flower.lying import LIES, lie
 from tests.flower.parts import until
+from tests.flower.playing import Answer, playing
 from tests.flower.test_collection import Junk
 from tests.tiny import TABLE, Watching, read_csv, same
 
@@ -38,7 +36,6 @@ KINDS = {**LIES, **UNDECODABLE}
 ROUNDS = 3 * len(KINDS)  # 54
 HONEST, LIAR, LATE = 0, 1, 2
 WITHIN = 500.0  # seconds for whatever is waited for: a busy machine is slow
-Answer = Callable[[int, Message], Message]
 
 
 def configured(folder: Path) -> Path:
@@ -79,21 +76,6 @@ def liar(honest: Answer) -> Answer:
     return answer
 
 
-@contextmanager
-def playing(address: str, client: int, answer: Answer) -> Iterator[Crowd]:
-    """Lets a node look for messages in a thread of its own."""
-    over = threading.Event()
-    with connected(address, 1, answer) as nodes:
-        crowd = Crowd([replace(node, client=client) for node in nodes], pause=0.5)
-        thread = threading.Thread(target=crowd.serve, args=[over])
-        thread.start()
-        try:
-            yield crowd
-        finally:
-            over.set()
-            thread.join()
-
-
 def rounds_done(out: Path) -> int:
     """Returns how many rounds a run has finished."""
     path = out / "live.json"
@@ -103,15 +85,14 @@ def rounds_done(out: Path) -> int:
 def test_dozens_of_lies_on_end_are_refused_and_a_late_joiner_is_welcome(tmp_path: Path) -> None:
     config, out = configured(tmp_path), tmp_path / "run"
     with federation(tmp_path / "live") as live:
-        address = f"127.0.0.1:{live.port}"
         honest = client_half(config, tmp_path)
         with (
-            playing(address, HONEST, honest) as first,
-            playing(address, LIAR, liar(honest)) as lying,
+            playing(live.port, [HONEST], honest) as first,
+            playing(live.port, [LIAR], liar(honest)) as lying,
         ):
             run = live.run(config=config, out=out)
             until(lambda: rounds_done(out) >= ROUNDS // 3, "a third of the rounds", WITHIN)
-            with playing(address, LATE, honest) as late:
+            with playing(live.port, [LATE], honest) as late:
                 run.finish(WITHIN)
     assert not first.errors and not lying.errors and not late.errors
     rejected = read_csv(out / "rejected.csv")

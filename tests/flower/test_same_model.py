@@ -17,6 +17,7 @@ from tests.tiny import read_csv, timeless
 pytestmark = [pytest.mark.flower, pytest.mark.apart]
 
 NODES = 4
+EVALUATED = {"fot": "server", "replay": "clients"}  # on whose test data, by method
 DIGITS: dict[str, Any] = {
     "seed": 3,
     "dataset": {"name": "digits"},
@@ -41,8 +42,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """Four nodes, each with a key, a config and a state folder of its own."""
     folder = tmp_path_factory.mktemp("same")
     with federation(folder / "live", secure=True) as found:
-        for method in ("fot", "replay"):
-            table = {**DIGITS, "method": {"name": method}}
+        for method, where in EVALUATED.items():
+            table = {**DIGITS, "method": {"name": method}, "evaluation": {"where": where}}
             (folder / "live" / f"{method}.toml").write_text(tomli_w.dumps(table))
         for id in range(NODES):
             own = folder / f"client-{id}"
@@ -56,7 +57,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         yield found
 
 
-@pytest.mark.parametrize("method", ["fot", "replay"])
+@pytest.mark.parametrize("method", EVALUATED)
 def test_it_is_the_model_of_the_simulation_stage_by_stage(
     method: str, live: Federation, tmp_path: Path
 ) -> None:
@@ -65,8 +66,9 @@ def test_it_is_the_model_of_the_simulation_stage_by_stage(
         copy = live.folder.parent / f"client-{id}" / "run.toml"
         copy.write_text(config.read_text())
     run = live.run(config=config, out=tmp_path / "live")
-    table = {**DIGITS, "method": {"name": method}, "engine": {"name": "serial"}}
-    expected = fedcl.run(parse(table), tmp_path / "simulated")
+    where = EVALUATED[method]
+    table = {**DIGITS, "method": {"name": method}, "evaluation": {"where": where}}
+    expected = fedcl.run(parse({**table, "engine": {"name": "serial"}}), tmp_path / "simulated")
     run.finish(600)
     for file in ("model.safetensors", "evaluations.csv"):
         here, there = (tmp_path / place / file for place in ("live", "simulated"))
