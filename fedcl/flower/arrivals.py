@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedcl.core.errors import ConfigError
 from fedcl.core.site import Site
-from fedcl.flower.messages import config_of
+from fedcl.flower.envelope import Envelope
 
 ARRIVALS = "query.arrivals"
 _SECONDS = 60.0  # in which a client says it, or counts as one that has none
@@ -45,8 +45,7 @@ class Question:
 
     def write(self) -> RecordDict:
         """Returns the content of a Flower message."""
-        plain = ConfigRecord({"experiment": self.experiment, "stage": self.stage})
-        return RecordDict({"question": plain, "config": ConfigRecord(dict(self.config))})
+        return Envelope(self.experiment, self.config).write({"stage": self.stage})
 
     @classmethod
     def read(cls, content: RecordDict) -> Question:
@@ -54,14 +53,14 @@ class Question:
 
         Raises:
             KeyError: A part is missing.
+            TypeError: A part has another type.
             ValueError: A part is no part of a question.
         """
-        plain: Mapping[str, Any] = content.config_records["question"]
-        experiment, stage = plain["experiment"], plain["stage"]
-        if not isinstance(experiment, str) or type(stage) is not int:
-            raise ValueError(f"experiment {experiment!r:.80} and stage {stage!r:.80} are none")
-        config = config_of(content)
-        return cls(experiment, config, stage)
+        about, plain = Envelope.read(content)
+        stage = plain["stage"]
+        if type(stage) is not int:
+            raise ValueError(f"stage {stage!r:.80} is none")
+        return cls(about.experiment, about.config, stage)
 
 
 def answer(question: Question, site: Site, client: int) -> RecordDict:

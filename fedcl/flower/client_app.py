@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -26,8 +26,19 @@ from fedcl.flower.inspection import inspect
 from fedcl.flower.introductions import Introduced, Introduction
 
 LIMIT = 2**32  # bytes of a question
-T = TypeVar("T")
 Find = Callable[[str], AbstractContextManager[Home]]
+
+
+class Asked(Protocol):
+    """What every question says: the experiment that it is about; nothing before there is one."""
+
+    @property
+    def experiment(self) -> str:
+        """Its id."""
+        ...
+
+
+Q = TypeVar("Q", bound=Asked)
 
 
 def make_app(find: Callable[[Context, str], AbstractContextManager[Home]]) -> ClientApp:
@@ -66,15 +77,13 @@ def introduce(content: RecordDict, find: Find) -> RecordDict:
         find: Opens the node's home.
     """
 
-    def act() -> RecordDict:
-        asked = _read(Introduction.read, content)
-        with find(asked.experiment) as home:
-            if not asked.experiment:
-                return Introduced(home.id).write()
-            asked.check(home.own.experiment.resolved)
-            return Introduced(home.id, home.token, home.own.arrived(home.id)).write()
+    def act(home: Home, asked: Introduction) -> RecordDict:
+        if not asked.experiment:
+            return Introduced(home.id).write()
+        asked.check(home.own.experiment.resolved)
+        return Introduced(home.id, home.token, home.own.arrived(home.id)).write()
 
-    return _told(act)
+    return _told(Introduction.read, content, find, act)
 
 
 def respond(content: RecordDict, find: Find) -> RecordDict:
@@ -84,13 +93,7 @@ def respond(content: RecordDict, find: Find) -> RecordDict:
         content: The question (`fedcl.flower.messages.Question`).
         find: Opens the node's home.
     """
-
-    def act() -> RecordDict:
-        question = _read(messages.Question.read, content)
-        with find(question.experiment) as home:
-            return home.answer(question)
-
-    return _told(act)
+    return _told(messages.Question.read, content, find, Home.answer)
 
 
 def evaluate(content: RecordDict, find: Find) -> RecordDict:
@@ -101,15 +104,11 @@ def evaluate(content: RecordDict, find: Find) -> RecordDict:
         find: Opens the node's home.
     """
 
-    def act() -> RecordDict:
-        question = _read(evaluation.Question.read, content)
-        with find(question.experiment) as home:
-            own = home.own
-            own.check(question.config)
-            own.check_place(home.id, *question.place)
-            return evaluation.answer(question, own.site, own.words, home.id, home.memory.read)
+    def act(home: Home, question: evaluation.Question) -> RecordDict:
+        own = home.agreed(question.config, *question.place)
+        return evaluation.answer(question, own.site, own.words, home.id, home.memory.read)
 
-    return _told(act)
+    return _told(evaluation.Question.read, content, find, act)
 
 
 def tell_arrivals(content: RecordDict, find: Find) -> RecordDict:
@@ -120,33 +119,33 @@ def tell_arrivals(content: RecordDict, find: Find) -> RecordDict:
         find: Opens the node's home.
     """
 
-    def act() -> RecordDict:
-        question = _read(arriving.Question.read, content)
-        with find(question.experiment) as home:
-            own = home.own
-            own.check(question.config)
-            own.check_place(home.id, question.stage, 0)
-            return arriving.answer(question, own.site, home.id)
+    def act(home: Home, question: arriving.Question) -> RecordDict:
+        own = home.agreed(question.config, question.stage)
+        return arriving.answer(question, own.site, home.id)
 
-    return _told(act)
+    return _told(arriving.Question.read, content, find, act)
 
 
-def _read(read: Callable[[RecordDict], T], content: RecordDict) -> T:
-    try:
-        inspect(content, LIMIT, "by fedcl")
-        return read(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FedclError(
-            f"the question cannot be read: {error!r}; ask with the same version of fedcl"
-        ) from error
+def _told(
+    read: Callable[[RecordDict], Q],
+    content: RecordDict,
+    find: Find,
+    act: Callable[[Home, Q], RecordDict],
+) -> RecordDict:
+    """Returns an answer; an error becomes one that tells it.
 
-
-def _told(act: Callable[[], RecordDict]) -> RecordDict:
-    """Returns an answer; an error becomes one that tells it."""
+    Args:
+        read: Reads what is asked.
+        content: What is asked.
+        find: Opens the node's home.
+        act: Answers at home.
+    """
     # One thread everywhere: one and two threads give different bits.
     torch.set_num_threads(1)
     try:
-        return act()
+        asked = _read(read, content)
+        with find(asked.experiment) as home:
+            return act(home, asked)
     except ClientError as error:
         return messages.write_failure(messages.PROGRAM, error.reason, traceback.format_exc())
     except FedclError as error:
@@ -154,3 +153,13 @@ def _told(act: Callable[[], RecordDict]) -> RecordDict:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         return messages.write_failure(messages.PROGRAM, reason, traceback.format_exc())
+
+
+def _read(read: Callable[[RecordDict], Q], content: RecordDict) -> Q:
+    try:
+        inspect(content, LIMIT, "by fedcl")
+        return read(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FedclError(
+            f"the question cannot be read: {error!r}; ask with the same version of fedcl"
+        ) from error

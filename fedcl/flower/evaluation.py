@@ -18,7 +18,8 @@ from fedcl.core.errors import FedclError
 from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 from fedcl.core.survey import Examination, Finding, Kind, findings, models_of
-from fedcl.flower.messages import Coded, config_of
+from fedcl.flower.envelope import Envelope
+from fedcl.flower.messages import Coded
 
 EVALUATION = "query.evaluation"
 _SPLITS = ("test", "validation")
@@ -72,17 +73,12 @@ class Question:
     def write(self) -> RecordDict:
         """Returns the content of a Flower message."""
         plain: dict[str, ConfigRecordValues] = {
-            "experiment": self.experiment,
             "place": list(self.place),
             "splits": list(self.splits),
             "batch": self.batch,
         }
-        if self.base is not None:
-            plain["base"] = list(self.base.moment)
-        config = ConfigRecord({name: value for name, value in self.config.items()})
-        return RecordDict(
-            {"message": self.coded.arrays, "question": ConfigRecord(plain), "config": config}
-        )
+        about = Envelope(self.experiment, self.config, self.base)
+        return about.write(plain, self.coded.arrays)
 
     @classmethod
     def read(cls, content: RecordDict) -> Question:
@@ -90,24 +86,24 @@ class Question:
 
         Raises:
             KeyError: A part is missing.
+            TypeError: A part has another type.
             ValueError: A part is no part of a question.
         """
-        plain: Mapping[str, Any] = content.config_records["question"]
+        about, plain = Envelope.read(content)
         stage, round = plain["place"]
         splits, batch = tuple(plain["splits"]), plain["batch"]
         if not splits or set(splits) - set(_SPLITS) or len(set(splits)) < len(splits):
             raise ValueError(f"splits {splits} are no held-out data (known: {', '.join(_SPLITS)})")
         if not (isinstance(batch, int) and batch > 0):
             raise ValueError(f"a forward pass of {batch!r} examples is none")
-        a, b, c, d = plain.get("base", (0, 0, 0, 0))
         return cls(
-            experiment=plain["experiment"],
-            config=config_of(content),
+            experiment=about.experiment,
+            config=about.config,
             coded=Coded.found(content, "message"),
             place=(stage, round),
             splits=splits,
             batch=batch,
-            base=Kept((a, b, c, d)) if "base" in plain else None,
+            base=about.base,
         )
 
 

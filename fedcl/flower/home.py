@@ -117,11 +117,26 @@ class Home:
         folder = self.own.keep / str(self.id)
         return ClientMemory(folder, self.own.words, self.budget, self.within)
 
+    def agreed(self, asked: Mapping[str, str], stage: int, round: int = 0) -> Own:
+        """Returns what is its own, for a question that its own config agrees with.
+
+        Args:
+            asked: Fingerprints of the asker's config.
+            stage: Stage that the question is about.
+            round: Round of it.
+
+        Raises:
+            ConfigError: The other side has another config, or the config has no such client, stage
+                or round.
+        """
+        self.own.check(asked)
+        self.own.check_place(self.id, stage, round)
+        return self.own
+
     def answer(self, question: messages.Question) -> RecordDict:
         """Runs the program of a question and keeps the memory that it leaves."""
-        own, memory, position = self.own, self.memory, question.position
-        own.check(question.config)
-        own.check_place(self.id, position.stage, position.round)
+        memory, position = self.memory, question.position
+        own = self.agreed(question.config, position.stage, position.round)
         if not question.blank:
             memory.roll_back(question.base, position, question.committed)
         request = question.request(own.words)

@@ -20,6 +20,7 @@ from fedcl.core import wire
 from fedcl.core.client import Kept, Reply
 from fedcl.core.engine import Position, Request
 from fedcl.core.errors import FedclError
+from fedcl.flower.envelope import Envelope, whole
 
 EXCHANGE = "query.exchange"
 INTRODUCTION = "query.introduction"
@@ -92,18 +93,13 @@ class Question:
     def write(self) -> RecordDict:
         """Returns the content of a Flower message."""
         plain: dict[str, ConfigRecordValues] = {
-            "experiment": self.experiment,
             "position": _numbers(self.position),
             "committed": list(self.committed),
             "secret": self.secret.hex(),
             "blank": self.blank,
         }
-        if self.base is not None:
-            plain["base"] = list(self.base.moment)
-        config = ConfigRecord({name: value for name, value in self.config.items()})
-        return RecordDict(
-            {"message": self.coded.arrays, "question": ConfigRecord(plain), "config": config}
-        )
+        about = Envelope(self.experiment, self.config, self.base)
+        return about.write(plain, self.coded.arrays)
 
     @classmethod
     def read(cls, content: RecordDict) -> Question:
@@ -112,27 +108,19 @@ class Question:
         Raises:
             KeyError: A part is missing.
             TypeError: A part has another type.
-            ValueError: A number is no place in a run.
+            ValueError: It names no experiment, or a number is no place in a run.
         """
-        plain: Mapping[str, Any] = content.config_records["question"]
-        config = config_of(content)
-        stage, round, exchange, attempt = _whole(plain["position"], 0, -1, 0, 0)
-        stage_committed, round_committed = _whole(plain["committed"], 0, 0)
-        base = None
-        if "base" in plain:
-            a, b, c, d = _whole(plain["base"], 0, -1, 0, 0)
-            base = Kept((a, b, c, d))
-        for name, kind in (("experiment", str), ("blank", bool)):
-            if not isinstance(plain[name], kind):
-                raise TypeError(f"{name} is no {kind.__name__} but {plain[name]!r:.50}")
-        if not plain["experiment"]:
-            raise ValueError("it names no experiment")
+        about, plain = Envelope.read(content)
+        stage, round, exchange, attempt = whole(plain["position"], 0, -1, 0, 0)
+        stage_committed, round_committed = whole(plain["committed"], 0, 0)
+        if not isinstance(plain["blank"], bool):
+            raise TypeError(f"blank is no bool but {plain['blank']!r:.50}")
         return cls(
-            experiment=plain["experiment"],
-            config=config,
+            experiment=about.experiment,
+            config=about.config,
             coded=Coded.found(content, "message"),
             position=Position(stage, round, exchange, attempt),
-            base=base,
+            base=about.base,
             committed=(stage_committed, round_committed),
             secret=bytes.fromhex(plain["secret"]),
             blank=plain["blank"],
@@ -172,11 +160,6 @@ class Question:
             secret=self.secret or None,
             blank=self.blank,
         )
-
-
-def config_of(content: RecordDict) -> dict[str, str]:
-    """Returns the fingerprints of the asker's config in any question; raises KeyError for none."""
-    return {name: str(value) for name, value in content.config_records["config"].items()}
 
 
 def write_reply(
@@ -246,15 +229,6 @@ def read_failure(content: RecordDict) -> tuple[str, str, str] | None:
 def moment(position: Position) -> tuple[int, int, int, int]:
     """Returns a position as a point in time: a repeated round comes after its first attempt."""
     return position.stage, position.round, position.attempt, position.exchange
-
-
-def _whole(values: Any, *least: int) -> tuple[int, ...]:
-    """Returns whole numbers; raises ValueError when one of them is none, or too small."""
-    if len(values) != len(least) or any(
-        type(value) is not int or value < bound for value, bound in zip(values, least, strict=True)
-    ):
-        raise ValueError(f"{values!r:.80} are not {len(least)} whole numbers of at least {least}")
-    return tuple(values)
 
 
 def _numbers(position: Position) -> list[int]:
