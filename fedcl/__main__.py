@@ -21,6 +21,7 @@ from rich.text import Text
 
 from fedcl import __version__
 from fedcl.core.errors import ClientError, ConfigError, FedclError
+from fedcl.reporting.text import duration, volume
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 out_console, error_console = Console(), Console(stderr=True)
@@ -240,8 +241,8 @@ def _print_result(summary: dict[str, Any]) -> None:
             f"{100 * worst['worst']:.2f} % (client {worst['worst_client']})",
         )
     for name, way in (("bytes_up", "up"), ("bytes_down", "down")):
-        table.add_row(f"bytes {way}", f"{summary[name] / 1e6:.1f} MB")
-    table.add_row("wall time", f"{summary['seconds']:.1f} s")
+        table.add_row(f"bytes {way}", volume(summary[name]))
+    table.add_row("wall time", duration(summary["seconds"]))
     out_console.print(table)
 
 

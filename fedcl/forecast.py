@@ -20,6 +20,7 @@ from fedcl.core.errors import ConfigError
 from fedcl.core.site import Site
 from fedcl.footprint import Part, evaluation, kept, server, statistics, total, training, workers
 from fedcl.planned import Planned
+from fedcl.reporting.text import volume
 from fedcl.workload import visits
 
 _CODE = 40_000_000  # what loads after this: autograd's own, and the report's libraries
@@ -114,9 +115,9 @@ def _refuse(
     remedy = other
     if room > sum(part.size for part in parts if not part.options):
         largest = max((part for part in parts if part.options), key=lambda part: part.size)
-        share = f"{show_bytes(largest.size)} of it is {largest.what}"
+        share = f"{volume(largest.size)} of it is {largest.what}"
         remedy = f"lower {largest.options} ({share}), or {other}"
-    fact = f"the run needs about {show_bytes(need)} of {kind}, but {whose} {show_bytes(room)}"
+    fact = f"the run needs about {volume(need)} of {kind}, but {whose} {volume(room)}"
     raise ConfigError(f"{fact}: {remedy}")
 
 
@@ -208,12 +209,3 @@ def show_seconds(seconds: float) -> str:
     unit = max((u for u in units if u == "s" or seconds >= 1.5 * units[u]), key=units.__getitem__)
     seconds /= units[unit]
     return f"about {float(f'{seconds:.1g}'):.0f} {unit}"
-
-
-def show_bytes(size: float) -> str:
-    """Returns bytes in words: 1.5 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -23,9 +23,9 @@ from fedcl.forecast import (
     forecast,
     installed,
     occupied,
-    show_bytes,
     show_seconds,
 )
+from fedcl.reporting.text import volume
 from fedcl.summary import read_reference
 
 _BARS = "·▁▂▃▄▅▆▇█"
@@ -174,13 +174,13 @@ def _sizes(experiment: Experiment, stream: Stream, model: int) -> Table:
     table.add_column("what")
     table.add_column("size", justify="right")
     for what, size in (
-        ("model", show_bytes(model)),
+        ("model", volume(model)),
         ("rounds", f"{rounds}"),
         ("local steps in a round, about", _steps(experiment, stream, cohort)),
-        ("model bytes up, and as many down, in a round", show_bytes(cohort * model)),
+        ("model bytes up, and as many down, in a round", volume(cohort * model)),
         (
             f"model bytes up, and as many down, in {rounds} rounds",
-            show_bytes(cohort * model * rounds),
+            volume(cohort * model * rounds),
         ),
     ):
         table.add_row(what, size)
@@ -190,8 +190,8 @@ def _sizes(experiment: Experiment, stream: Stream, model: int) -> Table:
 def _needs(found: Forecast, experiment: Experiment, folder: Path | None) -> Table:
     limit = experiment.memory.limit
     room = {
-        "memory": f"{show_bytes(limit or installed())} {'are allowed' if limit else 'here'}",
-        "disk": f"{show_bytes(disk_room(folder))} here" if folder else "",
+        "memory": f"{volume(limit or installed())} {'are allowed' if limit else 'here'}",
+        "disk": f"{volume(disk_room(folder))} here" if folder else "",
     }
     table = _table("what a run needs, about")
     table.add_column("what")
@@ -203,8 +203,8 @@ def _needs(found: Forecast, experiment: Experiment, folder: Path | None) -> Tabl
     ):
         for part in sorted(parts, key=lambda part: -part.size):
             if part.size >= need / 100:
-                table.add_row(f"  {part.what}", show_bytes(part.size), part.options)
-        table.add_row(f"{kind} in all", show_bytes(need), room[kind])
+                table.add_row(f"  {part.what}", volume(part.size), part.options)
+        table.add_row(f"{kind} in all", volume(need), room[kind])
     table.add_row("time on one processor, roughly", show_seconds(found.seconds))
     return table
 

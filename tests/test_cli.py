@@ -154,7 +154,7 @@ def test_show_tells_tasks_shares_sizes_and_every_option(tmp_path: Path) -> None:
     assert [row[0] for row in rows] == list("01234")
     assert all(row[2] == row[4] == "24" and len(row[1]) == 4 for row in rows)
     size = next(line.split() for line in lines if line.startswith("model  "))
-    assert size == ["model", "1.0", "kB"], "256 numbers of 4 bytes"
+    assert size == ["model", "1.02", "kB"], "256 numbers of 4 bytes"
     shown = tomllib.loads("\n".join(lines[lines.index("seed = 0") :]))
     assert shown == fedcl.load_config(config).resolved
 

@@ -38,6 +38,7 @@ def test_a_report_shows_the_numbers_of_the_summary(tmp_path: Path) -> None:
         assert name in page
     assert texts[numbers["bytes_up"]] == {"43.2 MB"}
     assert texts[numbers["bytes_down"]] == {"80.0 MB"}
+    assert "43.2\N{NO-BREAK SPACE}MB" in page, "no line ends before a unit"
     worst = numbers["clients"]["average_accuracy"]
     assert f"{100 * worst['worst']:.1f} %" in texts[worst["worst"]]
     assert f"average accuracy of client {worst['worst_client']}" in page

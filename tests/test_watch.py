@@ -153,7 +153,7 @@ def test_a_live_federation_tells_of_its_clients(tmp_path: Path) -> None:
         "connected   3 of 5 clients: 0, 2, 4",
         "exchange    2 of 3 clients have answered",
         "waiting     for 1 clients to answer",
-        "traffic     5.0 MB up",
+        "traffic     5.00 MB up",
         "epsilon     1.25",
         "refused     7 messages",
         "1 client did not answer in the last round:",
@@ -205,7 +205,7 @@ def test_many_tasks_and_failures_fit_a_terminal(tmp_path: Path) -> None:
     assert "50 clients did not answer" in told and "and 45 more" in told
     assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ..." in told
     assert "epsilon     ∞" in told and "999 B down" in told
-    assert "1 h 2 min ago" in told and "1 min 1 s of exchanges" in told
+    assert "1 h 02 min ago" in told and "1 min 01 s of exchanges" in told
     assert all(len(line) <= 60 for line in text(frame, 60).splitlines())
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fedcl.reporting import text
 from fedcl.reporting.reconstructions import decibels
 from fedcl.reporting.style import DPI
 
-_FILTERS = (decibels, text.percent, text.points, text.volume, text.duration, text.count)
+_NUMBERS = (text.percent, text.points, text.volume, text.duration, text.count)
 
 
 def render(images: Mapping[str, bytes], **context: Any) -> str:
@@ -30,10 +31,16 @@ def render(images: Mapping[str, bytes], **context: Any) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {function.__name__: function for function in _FILTERS}
+    environment.filters |= {show.__name__: partial(_unbroken, show) for show in _NUMBERS}
+    environment.filters["decibels"] = decibels
     template = files("fedcl").joinpath("report.html.jinja").read_text(encoding="utf-8")
     figures = {name: _embed(image) for name, image in images.items()}
     return environment.from_string(template).render(figures=figures, **context)
+
+
+def _unbroken(show: Callable[[float | None], str], number: float | None) -> str:
+    """Returns a number as text that no line ends within: its unit stays with it."""
+    return show(number).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def write(

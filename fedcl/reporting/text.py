@@ -13,17 +13,17 @@ def decimal(value: float, digits: int = 1) -> str:
 
 def percent(value: float | None) -> str:
     """Returns a fraction as a percentage."""
-    return MISSING if value is None else f"{decimal(100 * value)}\N{NO-BREAK SPACE}%"
+    return MISSING if value is None else f"{decimal(100 * value)} %"
 
 
 def points(value: float | None) -> str:
     """Returns a difference of fractions in percentage points."""
-    return MISSING if value is None else f"{decimal(100 * value)}\N{NO-BREAK SPACE}pp"
+    return MISSING if value is None else f"{decimal(100 * value)} pp"
 
 
 def unit(size: float) -> tuple[int, str]:
     """Returns the decimal unit of bytes that leaves one to three digits before the point."""
-    return next((u for u in UNITS if round(size / u[0], 2) >= 1), UNITS[-1])
+    return next((u for u in UNITS if round(size / u[0], 3) >= 1), UNITS[-1])
 
 
 def volume(size: float | None) -> str:
@@ -33,7 +33,7 @@ def volume(size: float | None) -> str:
     factor, name = unit(size)
     scaled = size / factor
     digits = 0 if name == "B" or scaled >= 100 else 1 if scaled >= 10 else 2
-    return f"{scaled:.{digits}f}\N{NO-BREAK SPACE}{name}"
+    return f"{scaled:.{digits}f} {name}"
 
 
 def duration(seconds: float | None) -> str:
@@ -41,11 +41,11 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return MISSING
     if seconds < 59.95:
-        return f"{seconds:.{2 if seconds < 10 else 1}f}\N{NO-BREAK SPACE}s"
+        return f"{seconds:.{2 if seconds < 10 else 1}f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes}\N{NO-BREAK SPACE}min {rest:02d}\N{NO-BREAK SPACE}s"
-    return f"{minutes // 60}\N{NO-BREAK SPACE}h {minutes % 60:02d}\N{NO-BREAK SPACE}min"
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def count(number: float | None) -> str:

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedcl.reporting.text import duration, percent, points, volume
 from fedcl.watching.frame import Frame
 from fedcl.watching.learnt import TaskNow
 
@@ -23,7 +24,6 @@ _TASKS = 15  # lines of tasks; earlier ones share a line
 _FAILURES = 5
 _IDS = 12
 _LONG = 200  # characters of a reason
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def shown(frame: Frame) -> RenderableType:
@@ -64,10 +64,10 @@ def _facts(frame: Frame) -> Iterator[tuple[str, str]]:
     if frame.waiting:
         yield "waiting", frame.waiting
     if frame.accuracy is not None:
-        yield "accuracy", f"{100 * frame.accuracy:.1f} %, mean over the tasks met{_when(frame)}"
+        yield "accuracy", f"{percent(frame.accuracy)}, mean over the tasks met{_when(frame)}"
     if frame.forgetting is not None:
-        yield "forgetting", f"{_points(frame.forgetting)}"
-    yield "traffic", f"{_bytes(frame.up)} up, {_bytes(frame.down)} down"
+        yield "forgetting", points(frame.forgetting)
+    yield "traffic", f"{volume(frame.up)} up, {volume(frame.down)} down"
     if frame.epsilon is not None:
         told = "∞" if math.isinf(frame.epsilon) else f"{frame.epsilon:.3g}"
         yield "epsilon", told
@@ -75,9 +75,9 @@ def _facts(frame: Frame) -> Iterator[tuple[str, str]]:
     if frame.skipped:
         yield "rounds", f"{frame.skipped} skipped or repeated"
     if frame.seconds is not None:
-        yield "last round", f"{_time(frame.seconds)} of exchanges"
+        yield "last round", f"{duration(frame.seconds)} of exchanges"
     if frame.silent is not None and not frame.finished:
-        yield "written", f"{_time(frame.silent)} ago"
+        yield "written", f"{duration(frame.silent)} ago"
 
 
 def _when(frame: Frame) -> str:
@@ -107,9 +107,9 @@ def _tasks(tasks: tuple[TaskNow, ...]) -> Table:
 
 
 def _line(name: str, accuracy: float, lost: float | None) -> tuple[RenderableType, ...]:
-    told = "" if lost is None else _points(lost)
+    told = "" if lost is None else points(lost)
     bar = ProgressBar(total=1.0, completed=accuracy, width=30)
-    return Text(name), Text(f"{100 * accuracy:5.1f} %"), Text(told), bar
+    return Text(name), Text(f"{percent(accuracy):>7}"), Text(told), bar
 
 
 def _failures(frame: Frame) -> Group:
@@ -125,28 +125,8 @@ def _of(whole: int | None) -> str:
     return "" if whole is None else f" of {whole}"
 
 
-def _points(value: float) -> str:
-    return f"{100 * value:.1f} pp".replace("-", "−")
-
-
 def _many(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _bytes(count: float) -> str:
-    unit = 0
-    while count >= 1000 and unit < len(_UNITS) - 1:
-        count, unit = count / 1000, unit + 1
-    return f"{count:.0f} {_UNITS[unit]}" if unit == 0 else f"{count:.1f} {_UNITS[unit]}"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _clean(text: str) -> str:
