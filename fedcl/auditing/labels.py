@@ -66,6 +66,18 @@ def apart(found: Array, right: Array) -> float:
     return 0.5 * float(np.abs(found - right).sum())
 
 
+def guessed_labels(candidates: Set[int], right: Array) -> float:
+    """Returns the share of labels that a guess names rightly: as many of each candidate.
+
+    Args:
+        candidates: Classes that may be there.
+        right: (classes,) the true shares.
+    """
+    guess = np.zeros(len(right))
+    guess[sorted(candidates)] = 1.0 / len(candidates)
+    return 1.0 - apart(guess, right)
+
+
 def guessed_f1(present: int, candidates: int) -> float:
     """Returns the mean F1 of a set that holds each candidate with probability 1/2.
 

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedcl.auditing.inversion import class_set, f1
-from fedcl.auditing.labels import apart, guessed_f1, head_change, label_counts, shares_of
+from fedcl.auditing.labels import (
+    apart,
+    guessed_f1,
+    guessed_labels,
+    head_change,
+    label_counts,
+    shares_of,
+)
 from fedcl.audits._originals import candidates_at
 from fedcl.audits._payload_watch import PayloadWatch
 from fedcl.audits._payloads import kinds
@@ -106,9 +113,9 @@ class _Classes(PayloadWatch):
 
     def look(self, request: Request, view: str, tensors: Params, truth: Examples) -> None:
         """Tells classes from a payload."""
-        at, classes = request.position, self.subject.stream.classes
+        at = request.position
         candidates = candidates_at(self.subject, at.stage)
-        right = label_counts(truth.y, classes)
+        right = label_counts(truth.y, self.subject.stream.classes)
         present = frozenset(np.flatnonzero(right).tolist())
         for payload, (found, shares) in told(tensors, request, candidates):
             row = {
@@ -119,10 +126,8 @@ class _Classes(PayloadWatch):
                 "candidates": float(len(candidates)),
             }
             if shares is not None:
-                guess = np.zeros(classes)
-                guess[sorted(candidates)] = 1.0 / len(candidates)
                 row["labels"] = 1.0 - apart(shares, right)
-                row["labels_guessed"] = 1.0 - apart(guess, right)
+                row["labels_guessed"] = guessed_labels(candidates, right)
             row |= self._new(payload, view, found, present)
             place = (at.stage, at.round, at.exchange, request.name, payload)
             self.rows[*place, "sum" if view == "sum" else "reply"].append(row)

@@ -17,7 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedcl.auditing.labels import apart, head_change, label_counts, shares_of, whole_counts
+from fedcl.auditing.labels import (
+    apart,
+    guessed_labels,
+    head_change,
+    label_counts,
+    shares_of,
+    whole_counts,
+)
 from fedcl.auditing.reconstruction import each_mean_image, matched, ssim
 from fedcl.auditing.sketches import span_auc
 from fedcl.audits._attacks import Options, Sent, Tried, attacks
@@ -130,9 +137,7 @@ class _Inversions(PayloadWatch):
             if tried.payload == "model" and told.sum():
                 labels = 1.0 - apart(told / told.sum(), right)
             quality = self._judged(tried, known, truth, {**place, "program": request.name})
-            guess = np.zeros(stream.classes)
-            guess[sorted(candidates)] = 1.0 / len(candidates)
-            names = {"labels": labels, "labels_guessed": 1.0 - apart(guess, right)}
+            names = {"labels": labels, "labels_guessed": guessed_labels(candidates, right)}
             what = {"program": request.name, "payload": tried.payload, "attack": tried.attack}
             self.rows.append({**place, **what, "examples": len(truth), **quality, **names})
 
