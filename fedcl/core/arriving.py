@@ -20,7 +20,7 @@ from fedcl.core.arrival import Arrival, Source
 from fedcl.core.block import Block, block_of
 from fedcl.core.client import Client
 from fedcl.core.dataset import IntArray
-from fedcl.core.diary import Entry, decided_at, read_diary
+from fedcl.core.diary import Diary, Entry, decided_at, read_diary
 from fedcl.core.errors import AbsentError, ConfigError, ResumeError
 from fedcl.core.fetch import fetch
 from fedcl.core.ownstream import own_stream
@@ -97,26 +97,26 @@ class Arriving:
         """Returns how many examples each client learns, where it has decided that; else 0."""
         found = np.zeros(len(ids), dtype=np.int64)
         for k, id in enumerate(ids):
-            taken = read_diary(self._own(id), self.source, id).until(self._place(stage))
+            taken = self._diary(id).until(self._place(stage))
             found[k] = taken[-1].rows if taken else 0
         return found
 
     def stream_of(self, id: int, stage: int) -> Stream:
         """Returns the stream as a client knows it as of a stage: with its own rows alone."""
-        diary = read_diary(self._own(id), self.source, id)
+        diary = self._diary(id)
         # Before the first round nothing of a stage is known: only asking for it decides.
         taken = diary.until((stage, -1) if self.round < 0 else self._place(stage))
         return own_stream(self.stream, id, taken, lambda entry: self._load(id, entry))
 
     def ready(self, id: int, stage: int) -> bool:
         """Returns whether a client has new data for a stage, or has begun with it already."""
-        diary = read_diary(self._own(id), self.source, id)
+        diary = self._diary(id)
         begun = any(entry.stage >= stage for entry in diary.entries)
         return begun or bool(diary.fresh(self.source, id))
 
     def arrived(self, id: int) -> int:
         """Returns how many arrivals a client has begun with, or could begin with."""
-        diary = read_diary(self._own(id), self.source, id)
+        diary = self._diary(id)
         return len(diary.entries) + len(diary.fresh(self.source, id))
 
     def _place(self, stage: int) -> tuple[int, int]:
@@ -129,6 +129,10 @@ class Arriving:
                 "clients whose data arrive must keep a diary of them: give them a folder"
             )
         return self.folder / str(id)
+
+    def _diary(self, id: int) -> Diary:
+        """Returns what a client has decided so far; reading decides nothing."""
+        return read_diary(self._own(id), self.source, id)
 
     def _taken(self, id: int, stage: int) -> tuple[Entry, ...]:
         return decided_at(self._own(id), self.source, id, self._place(stage))
