@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.checks import checks
 from bench.lab import Lab, importable
-from bench.options import positive, whole
+from bench.options import arguments, positive, whole
 from bench.speed import ENGINES, ONE_RAY_WORKER, Speeds, spec
 from rich.console import Console
 
@@ -42,9 +42,7 @@ def main(words: list[str]) -> None:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, "benchmark")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument(
@@ -68,13 +66,11 @@ def _arguments() -> argparse.ArgumentParser:
         default="auto",
         help="cuda adds the comparison on a GPU, auto where there is one",
     )
-    parser.add_argument("--out", type=Path, default=Path("runs") / "benchmark")
     parser.add_argument(
         "--json",
         action="store_true",
         help="only updates per second: one JSON line for each engine, model and cohort",
     )
-    parser.add_argument("--smoke", action="store_true", help="tiny, seconds, leaves nothing")
     return parser
 
 

@@ -13,7 +13,6 @@ in blocks (`vectorized`).
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib.util
 import statistics
@@ -24,7 +23,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from bench.options import tabulate, whole
+from bench.options import arguments, tabulate, whole
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,12 +53,9 @@ Step = Callable[[], None]
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measures, and prints two tables and whether the gate is met."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--repeats", type=whole, default=15, help="of everything (default: 15)")
     parser.add_argument("--cohort", type=whole, default=32, help="clients (default: 32)")
-    parser.add_argument("--smoke", action="store_true", help="tiny, seconds, leaves nothing")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
     console = Console()

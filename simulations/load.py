@@ -12,7 +12,6 @@ asked again, since Flower lost them or their answers, is counted. Needs Linux.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -23,7 +22,7 @@ from bench import federation
 from bench.crowd import NAME
 from bench.federation import SIZE, Load
 from bench.memory import slope
-from bench.options import tabulate, whole
+from bench.options import arguments, parsed_for_memory, tabulate, whole
 from rich.console import Console
 
 # Programs as the operating system names them, which keeps 15 letters.
@@ -35,21 +34,15 @@ FIRST = 5  # round from which a line is fitted: until then caches and pools fill
 
 def main(words: list[str]) -> None:
     """Runs the federation and writes tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, "load")
     parser.add_argument("--nodes", type=whole, default=200, help="default: 200")
     parser.add_argument("--rounds", type=whole, default=20, help="of all nodes (default: 20)")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "load")
     parser.add_argument(
         "--durable",
         action="store_true",
         help="the SuperLink keeps its state in a file, not in memory as Flower does by default",
     )
-    parser.add_argument("--smoke", action="store_true", help="tiny, seconds, leaves nothing")
-    args = parser.parse_args(words)
-    if not Path("/proc/self/statm").exists():
-        parser.error("the memory of processes is read from /proc, which this system has not")
+    args = parsed_for_memory(parser, words)
     if args.smoke:
         with tempfile.TemporaryDirectory() as folder:
             study(10, 3, Path(folder), durable=True)

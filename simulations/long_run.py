@@ -17,7 +17,7 @@ from pathlib import Path
 from bench import figures
 from bench.lab import Lab
 from bench.memory import slope
-from bench.options import tabulate, whole
+from bench.options import arguments, parsed_for_memory, tabulate, whole
 from rich.console import Console
 
 # By name: Ray has two workers.
@@ -31,20 +31,14 @@ LIMIT = 1.0  # MB in 100 rounds
 
 def main(words: list[str]) -> None:
     """Runs one after the other and writes a table and a figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, "long_run")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["vectorized", "ray"])
     parser.add_argument(
         "--methods", nargs="+", default=["replay"], help="names of methods (default: replay)"
     )
     parser.add_argument("--rounds", type=whole, default=2000, help="of a run (default: 2000)")
     parser.add_argument("--every", type=whole, default=20, help="rounds between samples")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "long_run")
-    parser.add_argument("--smoke", action="store_true", help="tiny, seconds, leaves nothing")
-    args = parser.parse_args(words)
-    if not Path("/proc/self/statm").exists():
-        parser.error("the memory of processes is read from /proc, which this system has not")
+    args = parsed_for_memory(parser, words)
     if args.smoke:
         args.engines, args.methods, args.rounds, args.every = ["vectorized"], ["replay"], 16, 2
         with tempfile.TemporaryDirectory() as folder:

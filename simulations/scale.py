@@ -18,15 +18,13 @@ from pathlib import Path
 
 from bench import figures
 from bench.lab import Lab
-from bench.options import positive, tabulate, whole
+from bench.options import arguments, positive, tabulate, whole
 from rich.console import Console
 
 
 def main(words: list[str]) -> None:
     """Measures every number of clients in turn and writes a table and a figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, "scale")
     parser.add_argument(
         "--clients",
         nargs="+",
@@ -37,8 +35,6 @@ def main(words: list[str]) -> None:
     parser.add_argument("--cohort", type=whole, default=100, help="clients of a round")
     parser.add_argument("--repeats", type=whole, default=5, help="of everything (default: 5)")
     parser.add_argument("--seconds", type=positive, default=4.0, help="of counted rounds at least")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "scale")
-    parser.add_argument("--smoke", action="store_true", help="tiny, seconds, leaves nothing")
     args = parser.parse_args(words)
     if args.smoke:
         args.clients, args.cohort, args.repeats, args.seconds = [100, 1000], 10, 1, 0.2

@@ -1,12 +1,37 @@
-"""What the command lines of the engine studies share: whole numbers, and how tables are written."""
+"""What the command lines of the engine studies share: options, and how tables are written."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+
+def arguments(description: str | None, out: str = "") -> argparse.ArgumentParser:
+    """Returns a parser with the options of every engine study.
+
+    Args:
+        description: What the study does.
+        out: Name of its folder; a study without one only prints.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--smoke", action="store_true", help="tiny, seconds, leaves nothing")
+    if out:
+        parser.add_argument("--out", type=Path, default=Path("runs") / out)
+    return parser
+
+
+def parsed_for_memory(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Returns the options of a study that looks at processes' memory; ends where it cannot."""
+    args = parser.parse_args(words)
+    if not Path("/proc/self/statm").exists():
+        parser.error("the memory of processes is read from /proc, which this system has not")
+    return args
 
 
 def whole(text: str) -> int:
