@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
-from runner import Cell, show, spread
+from runner import Cell
+from study_tables import show, spread
 
 from fedcl.config import available
 from fedcl.core.method import Method

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner import Cell, arguments, show, spread, summary_of, work
+from runner import Cell, arguments, summary_of, work
+from study_tables import show, spread
 
 SMOKE = {
     "dataset": {"name": "synthetic", "features": [1, 8, 8], "train": 200, "test": 100},

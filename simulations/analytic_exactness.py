@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from runner import arguments, show
+from runner import arguments
+from study_tables import show
 from torch import Tensor
 
 import fedcl

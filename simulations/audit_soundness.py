@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from runner import arguments, show
+from runner import arguments
+from study_tables import show
 
 import fedcl
 from fedcl.channels.central_dp import CentralDp

@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner import Cell, arguments, show, spread, summary_of, work
+from runner import Cell, arguments, summary_of, work
+from study_tables import show, spread
 
 CONFIG = "fot_digits.toml"
 STREAMS: Mapping[str, Mapping[str, Any]] = {

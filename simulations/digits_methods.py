@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner import VALIDATION, Cell, arguments, show, spread, summary_of, work
+from choices import VALIDATION
+from runner import Cell, arguments, summary_of, work
+from study_tables import show, spread
 
 from fedcl.core.method import Method
 from fedcl.plugins import find

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from runner import Cell, arguments, show, summary_of, work
+from runner import Cell, arguments, summary_of, work
+from study_tables import show
 
 from fedcl.auditing.targets import STATISTICS, pooled
 from fedcl.auditing.targets import Cell as Told

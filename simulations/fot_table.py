@@ -16,18 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from runner import (
-    CONFIGS,
-    Cell,
-    arguments,
-    candidates,
-    part,
-    show,
-    spread,
-    standing_of,
-    summary_of,
-    work,
-)
+from choices import candidates
+from runner import CONFIGS, Cell, arguments, part, standing_of, summary_of, work
+from study_tables import show, spread
 
 from fedcl.config import available, override
 

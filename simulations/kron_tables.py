@@ -21,7 +21,8 @@ from kron_runs import Study, possible
 from ladder import Search
 from matplotlib.figure import Figure
 from noise import frobenius, private_noise, side, trace
-from runner import CONFIGS, Cell, show, spread
+from runner import CONFIGS, Cell
+from study_tables import show, spread
 
 import fedcl
 from fedcl.assembly import build_site

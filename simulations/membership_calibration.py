@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 from forgetting_and_membership import COMMON, CONFIG, ROWS, SMOKE
-from runner import Cell, arguments, show, summary_of, work
+from runner import Cell, arguments, summary_of, work
+from study_tables import show
 
 from fedcl.auditing.leakage import auc, tpr_at_fpr
 from fedcl.auditing.targets import STATISTICS, coins, scores

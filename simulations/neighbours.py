@@ -29,7 +29,8 @@ from typing import Any
 
 import torch
 from mnist_cut import cut_mnist
-from runner import CONFIGS, arguments, finished, show
+from runner import CONFIGS, arguments, finished
+from study_tables import show
 from torch import Tensor
 
 import fedcl

@@ -21,7 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from runner import CONFIGS, Cell, arguments, show, spread, summary_of, work
+from runner import CONFIGS, Cell, arguments, summary_of, work
+from study_tables import show, spread
 
 from fedcl.config import load_config
 from fedcl.core.accounting import Charge

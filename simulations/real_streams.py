@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from runner import arguments, finished, show, spread
+from runner import arguments, finished
+from study_tables import show, spread
 
 CONFIGS = ("split_mnist.toml", "pacs_domains.toml", "uci_har_people.toml")
 SMOKE: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""What the studies share: a queue of runs that several processes work off, choices, and tables.
+"""What the studies share: a queue of runs that several processes work off.
 
 A study names its runs as cells. Any number of processes may `work` on the same folder of one
 machine: each takes the first cell that is neither finished nor taken, goes on with it where it
@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import json
-import statistics
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 import fedcl
 from fedcl.config import override
@@ -31,12 +26,6 @@ from fedcl.experiment import Progress
 from fedcl.metrics import average_accuracy
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-# A run on validation data: it never looks at the test set.
-VALIDATION: Mapping[str, Any] = {
-    "stream.validation": 0.1,
-    "evaluation.splits": ["validation"],
-    "evaluation.every": 0,
-}
 # What may differ between a cell and its folder without making it another experiment.
 _FREE = ("engine", "checkpoint", "memory", "dataset.root")
 
@@ -254,70 +243,6 @@ def _differences(mine: Any, other: Any, place: str) -> Iterator[tuple[str, Any, 
         yield place, mine, other
 
 
-def candidates(cell: Cell, options: Mapping[str, Sequence[Any]]) -> list[Cell]:
-    """Returns one cell for each combination of options, all on validation data.
-
-    Args:
-        cell: What they vary; their names are its name and the options.
-        options: Values to try by dotted key, such as `{"method.energy": (0.9, 0.95)}`.
-    """
-    found = []
-    for values in itertools.product(*options.values()):
-        chosen = dict(zip(options, values, strict=True))
-        words = [f"{key.rpartition('.')[2]}={value}" for key, value in chosen.items()]
-        name = "-".join(["tune", cell.name, *words])
-        found.append(cell.but(name=name, changes={**VALIDATION, **chosen}))
-    return found
-
-
-def best(cells: Sequence[Cell], out: Path, metric: str = "average_accuracy") -> Cell:
-    """Returns the finished cell with the highest metric on validation data; the first on a tie.
-
-    Args:
-        cells: Candidates.
-        out: The study's folder.
-        metric: A key of summary.json of which more is better.
-
-    Raises:
-        ValueError: There are none, one is not finished, or one has looked at the test set.
-    """
-    values = []
-    for cell in cells:
-        summary = summary_of(cell, out)
-        if summary is None:
-            raise ValueError(f"candidate {cell.name} is not finished")
-        if summary["split"] != "validation":
-            raise ValueError(
-                f"candidate {cell.name} was measured on {summary['split']!r}: choices are made on "
-                "validation data only"
-            )
-        values.append(summary[metric])
-    return max(zip(values, cells, strict=True), key=lambda pair: pair[0])[1]
-
-
-def tuned(cell: Cell, options: Mapping[str, Sequence[Any]], out: Path) -> Cell:
-    """Returns the cell with the options that do best on validation data; runs what is not yet run.
-
-    Args:
-        cell: What is tuned.
-        options: Values to try by dotted key; where each has one, nothing is run.
-        out: The study's folder.
-
-    Raises:
-        SystemExit: A candidate failed, or is being run by another process: wait for that one.
-    """
-    tried = candidates(cell, options)
-    if len(tried) > 1:
-        work(tried, out)
-        waiting = [one.name for one in tried if summary_of(one, out) is None]
-        if waiting:
-            sys.exit(f"error: another process still runs {', '.join(waiting)}: run this again then")
-        chosen = best(tried, out)
-    else:
-        chosen = tried[0]
-    return cell.but(changes={key: chosen.changes[key] for key in options})
-
-
 def finished(config: str, changes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Returns the summary of a run: read when it is finished, gone on with when it is not.
 
@@ -332,30 +257,3 @@ def finished(config: str, changes: Mapping[str, Any], folder: Path) -> dict[str,
     if found is None:
         sys.exit(f"error: another process still runs {folder}: run this again when it is done")
     return found
-
-
-def spread(values: Iterable[float | None], digits: int = 1) -> str:
-    """Returns mean and sample standard deviation over seeds, in percent; one seed has no spread."""
-    known = [100 * value for value in values if value is not None]
-    if not known:
-        return "n/a"
-    mean = f"{statistics.mean(known):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else f"{mean} (n=1)"
-
-
-def show(
-    title: str,
-    headings: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    out: Path,
-    file: str = "table.md",
-) -> None:
-    """Prints a table and writes it as Markdown to a file in `out`."""
-    table = Table(*headings, title=title)
-    for row in rows:
-        table.add_row(*row)
-    # A file is as wide as a table needs.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-    lines = [f"| {' | '.join(words)} |" for words in (headings, ["---"] * len(headings), *rows)]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / file).write_text("\n".join(lines) + "\n", encoding="utf-8")

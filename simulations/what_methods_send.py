@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from runner import Cell, arguments, show, summary_of, work
+from runner import Cell, arguments, summary_of, work
+from study_tables import show
 
 from fedcl.audits._payloads import BESIDE
 from fedcl.config import available

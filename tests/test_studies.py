@@ -12,19 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from choices import best, candidates, tuned
 from fot_pmnist import STUDY
 from fot_table import Row, Study, main, run
-from runner import (
-    CONFIGS,
-    Cell,
-    best,
-    candidates,
-    part,
-    standing_of,
-    summary_of,
-    tuned,
-    work,
-)
+from runner import CONFIGS, Cell, part, standing_of, summary_of, work
 
 import fedcl
 from tests.tiny import Interrupted, assert_same_folders, interrupt_after

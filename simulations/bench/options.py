@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from study_tables import printed
 
 
 def arguments(description: str | None, out: str = "") -> argparse.ArgumentParser:
@@ -55,10 +55,5 @@ def positive(text: str) -> float:
 def tabulate(
     title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], console: Console
 ) -> list[str]:
-    """Prints a table and returns it as lines of Markdown."""
-    shown = Table(*headings, title=title)
-    for line in lines:
-        shown.add_row(*line)
-    console.print(shown)
-    rows = [f"| {' | '.join(words)} |" for words in (headings, ["---"] * len(headings), *lines)]
-    return [f"## {title}", "", *rows, ""]
+    """Prints a table and returns it as lines of Markdown below its title."""
+    return [f"## {title}", "", *printed(title, headings, lines, console), ""]
