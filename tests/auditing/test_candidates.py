@@ -22,6 +22,7 @@ from fedcl.auditing.inversion import f1
 from fedcl.auditing.labels import (
     apart,
     guessed_f1,
+    guessed_labels,
     head_change,
     label_counts,
     shares_of,
@@ -124,3 +125,10 @@ def test_what_coins_score() -> None:
             for coins in product((0, 1), repeat=candidates)
         ]
         assert guessed_f1(present, candidates) == pytest.approx(np.mean(values))
+
+
+def test_what_a_guess_of_labels_scores() -> None:
+    # A quarter of each candidate: half of class 0 and all of 1 and 4.
+    right = np.array([0.5, 0.25, 0.0, 0.0, 0.25])
+    assert guessed_labels({0, 1, 2, 4}, right) == 0.75
+    assert guessed_labels({1}, right) == 0.25
