@@ -21,14 +21,14 @@ from pathlib import Path
 from bench import federation
 from bench.crowd import NAME
 from bench.federation import SIZE, Load
-from bench.memory import slope
 from bench.options import arguments, parsed_for_memory, tabulate, whole
 from rich.console import Console
+from scipy.stats import theilslopes
 
 # Programs as the operating system names them, which keeps 15 letters.
 PROGRAMS = {"SuperLink": "flower-superlin", "ServerApp": "flwr-serverapp", "all nodes": NAME}
 BOUNDED = ("SuperLink", "ServerApp")
-BOUND = 1.0  # kB for each message
+BOUND = 1.0  # kB for each message, of which a message itself has 52
 FIRST = 5  # round from which a line is fitted: until then caches and pools fill
 
 
@@ -100,7 +100,9 @@ def growth(load: Load, program: str) -> float | None:
     if len(load.ends) < FIRST + 5:
         return None
     sizes = [found.get(PROGRAMS[program], 0.0) for found in load.memory]
-    per_round = slope(range(1, len(sizes) + 1), sizes, skip=FIRST - 1) / 100
+    # Median of the slopes of all pairs (Theil and Sen): memory that comes back for a round counts
+    # for little.
+    per_round = float(theilslopes(sizes[FIRST - 1 :]).slope)
     return 1000 * per_round / (2 * load.nodes)  # a question and an answer
 
 

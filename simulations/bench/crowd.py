@@ -176,12 +176,12 @@ def client_half(config: Path, folder: Path) -> Callable[[int, Message], Message]
         yield Home(client, lambda: own, token=f"{client:032x}")
 
     app = make_app(find)
+    alone = threading.Lock()  # a device has its model for itself
 
     def answer(client: int, message: Message) -> Message:
-        told = message.metadata
-        return app(
-            message, Context(told.run_id, told.dst_node_id, {"client": client}, RecordDict(), {})
-        )
+        told, words = message.metadata, {"client": client}
+        with alone:
+            return app(message, Context(told.run_id, told.dst_node_id, words, RecordDict(), {}))
 
     return answer
 

@@ -29,6 +29,7 @@ DIGITS: dict[str, Any] = {
         "partition": {"name": "dirichlet", "alpha": 0.5},
     },
     "model": {"name": "mlp", "hidden": [32]},
+    "engine": {"name": "flower", "grace": 300.0},
     "training": {
         "rounds": 1,
         "cohort": 0,
