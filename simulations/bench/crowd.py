@@ -24,6 +24,7 @@ from typing import Any
 
 from bench.lab import environment
 from flwr.app import Context, Message, RecordDict
+from flwr.app.user_config import UserConfig
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -179,7 +180,8 @@ def client_half(config: Path, folder: Path) -> Callable[[int, Message], Message]
     alone = threading.Lock()  # a device has its model for itself
 
     def answer(client: int, message: Message) -> Message:
-        told, words = message.metadata, {"client": client}
+        told = message.metadata
+        words: UserConfig = {"client": client}
         with alone:
             return app(message, Context(told.run_id, told.dst_node_id, words, RecordDict(), {}))
 

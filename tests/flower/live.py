@@ -145,6 +145,7 @@ class Federation:
         folder: Where everything of it lies; the ServerApp's working directory.
         secure: Whether there is TLS, and nodes must be registered.
         simulated: Number of nodes of Flower's own simulation; 0 waits for real ones.
+        durable: Whether the SuperLink keeps its state in a file, which costs three times the time.
         port: Where the SuperLink listens.
         superlink: Its process, and the ServerApps that it starts (`flwr-serverapp`).
         nodes: SuperNodes by name.
@@ -153,6 +154,7 @@ class Federation:
     folder: Path
     secure: bool = False
     simulated: int = 0
+    durable: bool = False
     port: int = field(default_factory=free_port)
     nodes: dict[str, Part] = field(default_factory=dict)
     superlink: Part = field(init=False)
@@ -162,7 +164,8 @@ class Federation:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         connection = [f"[superlink.{NAME}]", f'address = "127.0.0.1:{self.port}"']
         words = ["--host", "127.0.0.1", "--port", str(self.port)]
-        words += ["--database", str(self.folder / "superlink.db")]
+        if self.durable:
+            words += ["--database", str(self.folder / "superlink.db")]
         if self.secure:
             make_keys(self.keys)
             words += ["--ssl-ca-certfile", str(self.keys / "ca.pem"), "--enable-supernode-auth"]
@@ -328,15 +331,18 @@ class Federation:
 
 
 @contextmanager
-def federation(folder: Path, *, secure: bool = False, simulated: int = 0) -> Iterator[Federation]:
+def federation(
+    folder: Path, *, secure: bool = False, simulated: int = 0, durable: bool = False
+) -> Iterator[Federation]:
     """Runs a federation in a folder of its own, and ends all of its processes.
 
     Args:
         folder: A new or an empty folder.
         secure: Whether there is TLS, and nodes must be registered.
         simulated: Number of nodes of Flower's own simulation; 0 waits for real ones.
+        durable: Whether the SuperLink keeps its state in a file.
     """
-    live = Federation(folder, secure, simulated)
+    live = Federation(folder, secure, simulated, durable)
     try:
         live.start()
         yield live

@@ -78,7 +78,7 @@ def is_asking(out: Path, done: int) -> Callable[[], bool]:
 
 def test_nothing_is_lost_and_the_run_ends(tmp_path: Path) -> None:
     config, out = configured(tmp_path), tmp_path / "run"
-    with federation(tmp_path / "live") as live, proxy(live.port) as way:
+    with federation(tmp_path / "live", durable=True) as live, proxy(live.port) as way:
         nodes = [_node(live, config, id) for id in range(2)]
         _node(live, config, 2, port=way.port)
         _node(live, config, 3, lies=" ".join(LIES))
