@@ -9,14 +9,15 @@ loop over clients, whatever the engine: to the bit for engines that loop, up to 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedcl.assessment import held_out_answers
 from fedcl.config import Experiment
+from fedcl.core.around import Around
 from fedcl.core.client import Client, Reply
-from fedcl.core.engine import BlockResult, Engine, Request
+from fedcl.core.engine import BlockResult, Request
 from fedcl.core.local import Local, own_state
 from fedcl.core.memories import Memories
 from fedcl.core.params import Params
@@ -38,26 +39,20 @@ class Asked:
 
 
 @dataclass
-class Probe:
+class Probe(Around):
     """An engine that remembers what a sample of a round's clients was asked to train on.
 
     Of several exchanges of local training in a round, a client's last one counts.
 
     Attributes:
-        inner: The engine that runs the clients.
         experiment: The experiment.
         stream: Its stream.
         asked: By client, those that answered in the present round.
     """
 
-    inner: Engine
     experiment: Experiment
     stream: Stream
     asked: dict[int, Asked] = field(default_factory=dict)
-
-    def open(self, site: Site, launch: Mapping[str, Any]) -> None:
-        """Opens the inner engine."""
-        self.inner.open(site, launch)
 
     def run(
         self, request: Request, ids: Sequence[int], memories: Memories
@@ -75,10 +70,6 @@ class Probe:
         for result in results:
             self.asked.update({id: asked[id] for id in result.ids if id in asked})
             yield result
-
-    def close(self) -> None:
-        """Closes the inner engine."""
-        self.inner.close()
 
     def due(self, stage: int, number: int) -> bool:
         """Returns whether a round of a stage is decomposed; not what begins or ends the stage."""

@@ -13,14 +13,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
+from fedcl.core.around import Around
 from fedcl.core.channel import Aggregate, Channel, Sending, fold
 from fedcl.core.client import Each, Reply
 from fedcl.core.clipping import norm
-from fedcl.core.engine import Answer, BlockResult, Engine, Request, diverged, failure
+from fedcl.core.engine import Answer, BlockResult, Request, diverged, failure
 from fedcl.core.errors import FedclError
 from fedcl.core.lies import Attackers
 from fedcl.core.local import Local, change
@@ -34,7 +34,7 @@ _PATIENCE = 20  # exchanges in a row without a reply that fits
 
 
 @dataclass
-class Guarded:
+class Guarded(Around):
     """Runs the inner engine, lets attackers lie, and accepts the replies that fit.
 
     All replies of an exchange are held at once. Sums are made of those accepted, in the order of
@@ -49,22 +49,12 @@ class Guarded:
         weight: Largest weight of a reply.
     """
 
-    inner: Engine
     site: Site
     attackers: Attackers | None
     stops: bool
     norm: float
     weight: float
     _fruitless: int = field(default=0, init=False)
-
-    def open(self, site: Site, launch: Mapping[str, Any]) -> None:
-        """Opens the inner engine."""
-        self.inner.open(site, launch)
-
-    @property
-    def reason(self) -> str:
-        """Why this engine, where the inner one chose."""
-        return getattr(self.inner, "reason", "")
 
     def run(
         self, request: Request, ids: Sequence[int], memories: Memories
@@ -163,10 +153,6 @@ class Guarded:
             spent={id: spent for result in results for id, spent in result.spent.items()},
         )
         yield from found
-
-    def close(self) -> None:
-        """Closes the inner engine."""
-        self.inner.close()
 
 
 def fault(reply: Reply, form: Form | None, largest: float, weight: float) -> str | None:

@@ -12,23 +12,22 @@ memories go to their store from here, where the clients are.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
+from fedcl.core.around import Around
 from fedcl.core.channel import Aggregate
 from fedcl.core.distributed import in_ring
-from fedcl.core.engine import BlockResult, Engine, Request
+from fedcl.core.engine import BlockResult, Request
 from fedcl.core.errors import ExposureError
 from fedcl.core.exchange import add_block
 from fedcl.core.memories import Memories
-from fedcl.core.site import Site
 
 
 @dataclass
-class Sealed:
+class Sealed(Around):
     """Runs the inner engine, and hands out one total of each exchange.
 
     It adds blocks in their order, so that the total is that of an engine without a seal, to the
@@ -36,23 +35,12 @@ class Sealed:
     result says who answered, and has none.
 
     Attributes:
-        inner: The engine that runs the clients.
         least: Fewest clients whose total is handed out.
         bits: Totals are handed out modulo 2**bits; 0 for as they are.
     """
 
-    inner: Engine
     least: int = 0
     bits: int = 0
-
-    def open(self, site: Site, launch: Mapping[str, Any]) -> None:
-        """Opens the inner engine."""
-        self.inner.open(site, launch)
-
-    @property
-    def reason(self) -> str:
-        """Why this engine, where the inner one chose."""
-        return getattr(self.inner, "reason", "")
 
     def run(
         self, request: Request, ids: Sequence[int], memories: Memories
@@ -101,7 +89,3 @@ class Sealed:
             rejected={id: why for result in results for id, why in result.rejected.items()},
             spent={id: spent for result in results for id, spent in result.spent.items()},
         )
-
-    def close(self) -> None:
-        """Closes the inner engine."""
-        self.inner.close()

@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
+from fedcl.core.around import Around
 from fedcl.core.audit import Watch
 from fedcl.core.channel import fold
-from fedcl.core.engine import BlockResult, Engine, Request
+from fedcl.core.engine import BlockResult, Request
 from fedcl.core.memories import Memories
 from fedcl.core.site import Site
 
 
 @dataclass
-class Watched:
+class Watched(Around):
     """Runs the inner engine, and shows watches what they want to see.
 
     Where a watch wants single replies they are revealed to it and summed here: in the order of an
@@ -24,23 +25,16 @@ class Watched:
     that sum a block without ever writing out its replies.
 
     Attributes:
-        inner: The engine that runs the clients.
         watches: Who looks.
     """
 
-    inner: Engine
     watches: Sequence[Watch]
     equal: bool = False
 
     def open(self, site: Site, launch: Mapping[str, Any]) -> None:
         """Opens the inner engine."""
         self.equal = site.equal
-        self.inner.open(site, launch)
-
-    @property
-    def reason(self) -> str:
-        """Why this engine, where the inner one chose."""
-        return getattr(self.inner, "reason", "")
+        super().open(site, launch)
 
     def run(
         self, request: Request, ids: Sequence[int], memories: Memories
@@ -65,7 +59,3 @@ class Watched:
         joined = [reply for watch in self.watches for reply in watch.join(request, form)]
         if joined:
             yield BlockResult((), fold(joined, self.equal), None, {}, {})
-
-    def close(self) -> None:
-        """Closes the inner engine."""
-        self.inner.close()
