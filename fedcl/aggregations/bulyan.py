@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedcl.aggregations._flower import chosen
-from fedcl.core.aggregation import Weights
+from fedcl.aggregations._robust import Robust
 from fedcl.core.params import Params
 
 __all__ = ["Bulyan"]
 
 
 @dataclass(frozen=True)
-class Bulyan:
+class Bulyan(Robust):
     """Averages, coordinate by coordinate, the n - 4 f values closest to the median of n - 2 f.
 
     Attributes:
@@ -32,16 +32,6 @@ class Bulyan:
     def __post_init__(self) -> None:
         if self.attackers < 0:
             raise ValueError(f"attackers must be at least 0, not {self.attackers}")
-
-    @property
-    def weights(self) -> Weights:
-        """A robust rule cannot believe weights."""
-        return "equal"
-
-    @property
-    def needs_replies(self) -> bool:
-        """It compares single replies."""
-        return True
 
     @property
     def least(self) -> int:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedcl.aggregations._flower import chosen
-from fedcl.core.aggregation import Weights
+from fedcl.aggregations._robust import Robust
 from fedcl.core.params import Params
 
 __all__ = ["Krum"]
 
 
 @dataclass(frozen=True)
-class Krum:
+class Krum(Robust):
     """Takes the reply u_i with the least sum of |u_i - u_j|² over its n - f - 2 nearest u_j.
 
     Attributes:
@@ -31,16 +31,6 @@ class Krum:
     def __post_init__(self) -> None:
         if self.attackers < 0:
             raise ValueError(f"attackers must be at least 0, not {self.attackers}")
-
-    @property
-    def weights(self) -> Weights:
-        """A robust rule cannot believe weights."""
-        return "equal"
-
-    @property
-    def needs_replies(self) -> bool:
-        """It compares single replies."""
-        return True
 
     @property
     def least(self) -> int:

@@ -12,25 +12,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedcl.aggregations._flower import chosen
-from fedcl.core.aggregation import Weights
+from fedcl.aggregations._robust import Robust
 from fedcl.core.params import Params
 
 __all__ = ["Median"]
 
 
 @dataclass(frozen=True)
-class Median:
+class Median(Robust):
     """Takes the middle of each coordinate; all clients weigh 1."""
-
-    @property
-    def weights(self) -> Weights:
-        """A robust rule cannot believe weights."""
-        return "equal"
-
-    @property
-    def needs_replies(self) -> bool:
-        """It compares single replies."""
-        return True
 
     @property
     def least(self) -> int:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedcl.aggregations._flower import chosen
-from fedcl.core.aggregation import Weights
+from fedcl.aggregations._robust import Robust
 from fedcl.core.params import Params
 
 __all__ = ["MultiKrum"]
 
 
 @dataclass(frozen=True)
-class MultiKrum:
+class MultiKrum(Robust):
     """Averages the replies of the least scores, each scored once among all (see `krum`).
 
     Attributes:
@@ -35,16 +35,6 @@ class MultiKrum:
         for name in ("attackers", "keep"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
-
-    @property
-    def weights(self) -> Weights:
-        """A robust rule cannot believe weights."""
-        return "equal"
-
-    @property
-    def needs_replies(self) -> bool:
-        """It compares single replies."""
-        return True
 
     @property
     def least(self) -> int:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedcl.aggregations._flower import chosen
-from fedcl.core.aggregation import Weights
+from fedcl.aggregations._robust import Robust
 from fedcl.core.params import Params
 
 __all__ = ["TrimmedMean"]
 
 
 @dataclass(frozen=True)
-class TrimmedMean:
+class TrimmedMean(Robust):
     """Leaves out `floor(share * clients)` values on each side of every coordinate; all weigh 1.
 
     Attributes:
@@ -31,16 +31,6 @@ class TrimmedMean:
     def __post_init__(self) -> None:
         if not 0 <= self.share < 0.5:
             raise ValueError(f"share must lie in [0, 0.5), not {self.share}")
-
-    @property
-    def weights(self) -> Weights:
-        """A robust rule cannot believe weights."""
-        return "equal"
-
-    @property
-    def needs_replies(self) -> bool:
-        """It compares single replies."""
-        return True
 
     @property
     def least(self) -> int:
