@@ -18,6 +18,7 @@ from fedcl.core.errors import ConfigError
 from fedcl.core.seeds import seed_of
 from fedcl.datasets._archive import read_archive, read_inputs, read_labels
 from fedcl.datasets._holdout import random_rows
+from fedcl.datasets._root import checked
 
 __all__ = ["Arrivals"]
 
@@ -72,12 +73,8 @@ class Arrivals:
         Raises:
             ConfigError: The folder is missing.
         """
-        root = Path(self.root).expanduser() if self.root else None
-        if root is not None and not root.is_dir():
-            fact = "not a folder" if root.exists() else "missing"
-            raise ConfigError(
-                f"{root} is {fact}, in dataset.root; set it to the folder in which data arrive"
-            )
+        where = "in which data arrive"
+        root = checked(Path(self.root).expanduser(), where) if self.root else None
         nothing = ArrayTable(np.zeros((0, *self.shape), np.float32), np.zeros(0, np.int64))
         found = _Folders(self, root)
         return Dataset("arrivals", nothing, nothing, self.classes, self.shape, (), found)

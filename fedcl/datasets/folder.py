@@ -15,6 +15,7 @@ from fedcl.core.errors import ConfigError
 from fedcl.datasets._holdout import random_rows
 from fedcl.datasets._images import Encoded, ImageOptions
 from fedcl.datasets._labels import class_count, numbered
+from fedcl.datasets._root import checked, named
 
 __all__ = ["Folder"]
 
@@ -50,7 +51,7 @@ class Folder(ImageOptions):
         Raises:
             ConfigError: A folder is missing, empty or out of place, or an image cannot be used.
         """
-        root = self._located()
+        root = checked(named(self.root, "images"), "of the images")
         depth = len(self.columns) + 1
         splits = [list(_images(part, (), depth)) for part in _parts(root)]
         if len(splits) == 1:
@@ -74,17 +75,6 @@ class Folder(ImageOptions):
         ]
         (train, test), shape = self.tables(encoded, ("PNG", "JPEG"))
         return Dataset(root.resolve().name, train, test, len(classes), shape, classes)
-
-    def _located(self) -> Path:
-        if not self.root:
-            fact = "the dataset needs the folder of its images, in the table [dataset]"
-            raise ConfigError(f"{fact}; set dataset.root, e.g. --set dataset.root=FOLDER")
-        root = Path(self.root).expanduser()
-        if not root.is_dir():
-            fact = "not a folder" if root.exists() else "missing"
-            remedy = "set it to the folder of the images"
-            raise ConfigError(f"{root} is {fact}, in dataset.root; {remedy}")
-        return root
 
     def _divided(self, images: list[_Image], root: Path) -> list[list[_Image]]:
         _, (labels,) = numbered([[names[-1] for _, names in images]])

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fedcl.core.dataset import ArrayTable, Dataset
 from fedcl.core.errors import ConfigError
+from fedcl.datasets._root import checked, named
 
 __all__ = ["Idx"]
 
@@ -50,14 +51,7 @@ class Idx:
         Raises:
             ConfigError: A file is missing, damaged, of another format, or does not fit the others.
         """
-        if not self.root:
-            fact = "the dataset needs the folder of its files, in the table [dataset]"
-            raise ConfigError(f"{fact}; set dataset.root, e.g. --set dataset.root=FOLDER")
-        root = Path(self.root).expanduser()
-        if not root.is_dir():
-            fact = "not a folder" if root.exists() else "missing"
-            remedy = "set it to the folder that holds the four files of the MNIST format"
-            raise ConfigError(f"{root} is {fact}, in dataset.root; {remedy}")
+        root = checked(named(self.root, "files"), "that holds the four files of the MNIST format")
         train, test = self._split(root, "train"), self._split(root, "t10k")
         shape = train.values.shape[1:]
         if shape != test.values.shape[1:]:

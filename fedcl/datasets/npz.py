@@ -16,6 +16,7 @@ from fedcl.core.errors import ConfigError
 from fedcl.datasets._archive import Archive, read_archive, read_inputs, read_labels
 from fedcl.datasets._holdout import Mask, block_rows, random_rows
 from fedcl.datasets._labels import class_count, listed
+from fedcl.datasets._root import checked, named
 
 __all__ = ["Npz"]
 
@@ -168,15 +169,10 @@ def _splits(archive: Archive, labels: str) -> list[dict[str, str]]:
 
 
 def _locate(root: str, file: str) -> Path:
-    if not root:
-        fact = "the dataset needs the folder of its files, in the table [dataset]"
-        raise ConfigError(f"{fact}; set dataset.root, e.g. --set dataset.root=FOLDER")
-    folder = Path(root).expanduser()
+    folder = named(root, "files")
     if folder.is_file() and not file:
         return folder
-    if not folder.is_dir():
-        fact = "not a folder" if folder.exists() else "missing"
-        raise ConfigError(f"{folder} is {fact}, in dataset.root; set it to the folder of the data")
+    checked(folder, "of the data")
     if file and (folder / file).is_file():
         return folder / file
     fact = f"the file {file} is missing" if file else "no file is chosen"
