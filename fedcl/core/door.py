@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fedcl.core.aggregation import Aggregation
 from fedcl.core.audit import Watch
-from fedcl.core.channel import Channel
+from fedcl.core.channel import Aggregate, Channel, hides_replies
+from fedcl.core.client import Program
 from fedcl.core.coverage import UNDECLARED, Coverage
-from fedcl.core.engine import Engine
+from fedcl.core.engine import Engine, Position, program_name
+from fedcl.core.errors import ConfigError
 from fedcl.core.examples import ExampleMechanism
 from fedcl.core.exchange import Exchange
 from fedcl.core.exposure import least_answers
 from fedcl.core.ledger import Ledger
+from fedcl.core.local import Local
 from fedcl.core.memories import Memories
-from fedcl.core.wire import Vocabulary
+from fedcl.core.seeds import seed_of
+from fedcl.core.wire import Vocabulary, check
 
 
 class TooFewReplies(Exception):
@@ -86,3 +90,24 @@ class Door:
             "what the rule of [aggregation] needs": least,
         }
         return max(bounds.items(), key=lambda bound: bound[1])
+
+    def check_words(self, program: Program[Any] | Local, message: Any) -> None:
+        """Raises ConfigError for a program or a message that cannot travel."""
+        for value, fact in (
+            (program, "has no name that a client could look up"),
+            (message, "is sent with a message that cannot travel"),
+        ):
+            try:
+                check(value, self.words)
+            except TypeError as error:
+                raise ConfigError(f"program {program_name(program)!r} {fact}: {error}") from error
+
+    def receive(self, total: Aggregate, position: Position) -> Aggregate:
+        """Returns what the server halves of the channel's steps, the last first, make of a sum."""
+        at = (position.stage, position.round, position.exchange)
+        for index in reversed(range(len(self.channel))):
+            key = seed_of(self.seed, *at, "receive", index)
+            total, self.channel_state[index] = self.channel[index].receive(
+                total, self.channel_state[index], key
+            )
+        return replace(total, metrics={}) if hides_replies(self.channel) else total

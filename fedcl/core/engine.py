@@ -32,6 +32,11 @@ class Position:
     exchange: int
     attempt: int = 0
 
+    @property
+    def numbers(self) -> tuple[int, int, int, int]:
+        """Stage, round, exchange and attempt, as what is drawn here is seeded."""
+        return self.stage, self.round, self.exchange, self.attempt
+
 
 @dataclass(frozen=True)
 class Request:

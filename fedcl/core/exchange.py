@@ -49,6 +49,47 @@ class Exchange:
     metrics: Mapping[str, float]
     rejected: Mapping[int, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls,
+        position: Position,
+        program: str,
+        message: Any,
+        asked: tuple[int, ...],
+        results: Sequence[BlockResult],
+        seconds: float,
+        total: Aggregate | None,
+    ) -> Exchange:
+        """Returns what is told of blocks of answers; see the attributes.
+
+        Args:
+            position: Where in the run.
+            program: Name of the program.
+            message: What went down.
+            asked: Clients that were asked.
+            results: Of the blocks.
+            seconds: Wall time.
+            total: What the server received as a sum, or None.
+        """
+        up: Counter[str] = Counter()
+        for result in results:
+            up.update(result.uploaded)
+        return cls(
+            position=position,
+            program=program,
+            asked=asked,
+            answered=tuple(id for result in results for id in result.ids),
+            down=sent_down(message, asked),
+            up=dict(up),
+            steps=sum(result.steps for result in results),
+            examples=sum(result.examples for result in results),
+            padded=sum(result.padded for result in results),
+            seconds=seconds,
+            total=total,
+            metrics=total.metrics if total is not None else {},
+            rejected={id: why for result in results for id, why in result.rejected.items()},
+        )
+
 
 def add_block(request: Request, results: list[BlockResult], result: BlockResult) -> None:
     """Adds a block's result to those before it, whose sum the first one holds.

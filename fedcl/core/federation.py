@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,19 +18,19 @@ from fedcl.core.coverage import admit
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import BlockResult, Position, Request, program_name
 from fedcl.core.errors import ConfigError, ExposureError
-from fedcl.core.exchange import Exchange, add_block, sent_down
+from fedcl.core.exchange import Exchange, add_block
 from fedcl.core.exposure import check_each, check_sum
 from fedcl.core.local import Local, Loss, Penalty, Project
 from fedcl.core.model import Net
 from fedcl.core.noise import key_of
 from fedcl.core.params import Params
+from fedcl.core.population import answering
 from fedcl.core.privatestatistic import noise_in
 from fedcl.core.recordrelease import charge
 from fedcl.core.release import draw_of, expected_of, nothing_of, release
-from fedcl.core.seeds import numpy_generator, seed_of
+from fedcl.core.seeds import seed_of
 from fedcl.core.task import TaskInfo
 from fedcl.core.tree import settle
-from fedcl.core.wire import check
 
 
 @dataclass(frozen=True)
@@ -143,15 +142,7 @@ class Federation:
             total = release(door, protection, draw, position, name, total)
         elif total.count:
             door.ledger.uncharged(name)
-        for index in reversed(range(len(door.channel))):
-            key = seed_of(
-                door.seed, position.stage, position.round, position.exchange, "receive", index
-            )
-            total, door.channel_state[index] = door.channel[index].receive(
-                total, door.channel_state[index], key
-            )
-        if hides_replies(door.channel):
-            total = replace(total, metrics={})
+        total = door.receive(total, position)
         self._book(program, message, clients, position, results, start, total)
         return total
 
@@ -188,7 +179,7 @@ class Federation:
     ) -> tuple[Position, list[BlockResult], float]:
         door = self._door
         position = self._position()
-        self._check_words(program, message)
+        door.check_words(program, message)
         admit(door.promise, door.coverage, program)
         asked = self._asked(clients)
         check_each(program_name(program), message, asked)
@@ -203,7 +194,9 @@ class Federation:
             enough=enough if door.waits else 0,
         )
         results: list[BlockResult] = []
-        available = self._available(position, asked, enough)
+        at = (door.seed, *position.numbers)
+        # An engine that waits asks all, and takes the first answers itself.
+        available = answering(asked, door.availability, 0 if door.waits else enough, at)
         for result in door.engine.run(request, available, door.memories):
             door.memories.save(result.memories)
             add_block(request, results, result)
@@ -227,9 +220,9 @@ class Federation:
         reveal: bool,
         expected: int,
     ) -> Request:
-        door, at = self._door, (position.stage, position.round, position.exchange, position.attempt)
+        door = self._door
         words = told(door.channel, door.channel_state, program_name(program), expected)
-        secret = None if door.root is None else key_of(door.root, "clients", *at)
+        secret = None if door.root is None else key_of(door.root, "clients", *position.numbers)
         return Request(position, program, message, reveal, door.committed, words, secret)
 
     def _probe(
@@ -252,28 +245,6 @@ class Federation:
     def _asked(self, clients: Sequence[int] | None) -> tuple[int, ...]:
         return tuple(sorted(set(self._cohort if clients is None else clients)))
 
-    def _check_words(self, program: Program[Any] | Local, message: Any) -> None:
-        for value, fact in (
-            (program, "has no name that a client could look up"),
-            (message, "is sent with a message that cannot travel"),
-        ):
-            try:
-                check(value, self._door.words)
-            except TypeError as error:
-                raise ConfigError(f"program {program_name(program)!r} {fact}: {error}") from error
-
-    def _available(self, position: Position, ids: Sequence[int], enough: int) -> Sequence[int]:
-        """Returns who answers: in a simulation some do not, and the others in a random order."""
-        door = self._door
-        at = (position.stage, position.round, position.exchange, position.attempt)
-        if door.availability < 1.0:
-            draws = numpy_generator(door.seed, *at, "available").random(len(ids))
-            ids = [id for id, draw in zip(ids, draws, strict=True) if draw < door.availability]
-        if door.waits or not enough or len(ids) <= enough:
-            return ids
-        order = numpy_generator(door.seed, *at, "first").permutation(len(ids))[:enough]
-        return [ids[place] for place in sorted(order.tolist())]
-
     def _book(
         self,
         program: Program[Any] | Local,
@@ -284,24 +255,9 @@ class Federation:
         start: float,
         total: Aggregate | None,
     ) -> None:
-        asked = self._asked(clients)
-        up: Counter[str] = Counter()
-        for result in results:
-            up.update(result.uploaded)
-        exchange = Exchange(
-            position=position,
-            program=program_name(program),
-            asked=asked,
-            answered=tuple(id for result in results for id in result.ids),
-            down=sent_down(message, asked),
-            up=dict(up),
-            steps=sum(result.steps for result in results),
-            examples=sum(result.examples for result in results),
-            padded=sum(result.padded for result in results),
-            seconds=time.perf_counter() - start,
-            total=total,
-            metrics=total.metrics if total is not None else {},
-            rejected={id: why for result in results for id, why in result.rejected.items()},
+        seconds, name = time.perf_counter() - start, program_name(program)
+        exchange = Exchange.of(
+            position, name, message, self._asked(clients), results, seconds, total
         )
         self._door.exchanges.append(exchange)
         for watch in self._door.watches:

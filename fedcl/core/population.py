@@ -200,6 +200,26 @@ def sample(members: Sequence[int], size: int, how: str, seed: int, turn: int) ->
     return tuple(sorted(members[k] for k in generator.sample(range(total), size)))
 
 
+def answering(
+    ids: Sequence[int], availability: float, enough: int, at: Sequence[int]
+) -> Sequence[int]:
+    """Returns who answers in a simulation: some do not, and the others in a random order.
+
+    Args:
+        ids: Who is asked, ascending.
+        availability: Chance that a client answers.
+        enough: Answers after which no more are waited for; 0 for all.
+        at: Seed of the experiment, and the numbers of the position.
+    """
+    if availability < 1.0:
+        draws = numpy_generator(*at, "available").random(len(ids))
+        ids = [id for id, draw in zip(ids, draws, strict=True) if draw < availability]
+    if not enough or len(ids) <= enough:
+        return ids
+    order = numpy_generator(*at, "first").permutation(len(ids))[:enough]
+    return [ids[place] for place in sorted(order.tolist())]
+
+
 def _binomial(trials: int, chance: float, seed: int) -> int:
     """Returns the size of a Poisson sample: given it, every subset of that size is as likely."""
     return int(numpy_generator(seed, "poisson").binomial(trials, chance))

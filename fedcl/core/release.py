@@ -158,7 +158,7 @@ def _noise(
             at.round,
             lambda number: gaussian(root, shape, scale, "banded", at.stage, number, name),
         )
-    place = (at.stage, at.round, at.exchange, at.attempt)
+    place = at.numbers
     return gaussian(root, shape, scale, "release", *place, name)
 
 

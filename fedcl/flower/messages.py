@@ -93,7 +93,7 @@ class Question:
     def write(self) -> RecordDict:
         """Returns the content of a Flower message."""
         plain: dict[str, ConfigRecordValues] = {
-            "position": _numbers(self.position),
+            "position": list(self.position.numbers),
             "committed": list(self.committed),
             "secret": self.secret.hex(),
             "blank": self.blank,
@@ -136,7 +136,7 @@ class Question:
             self.experiment,
             sorted(self.config.items()),
             self.coded.digest().hex(),
-            _numbers(self.position),
+            list(self.position.numbers),
             None if self.base is None else self.base.moment,
         ]
         return hashlib.blake2b(json.dumps(words).encode()).hexdigest()
@@ -174,7 +174,7 @@ def write_reply(
         words: What may be named.
     """
     coded = Coded.of(reply, words)
-    answer = ConfigRecord({"remembered": remembered, "position": _numbers(position)})
+    answer = ConfigRecord({"remembered": remembered, "position": list(position.numbers)})
     return RecordDict({"reply": coded.arrays, "answer": answer})
 
 
@@ -194,10 +194,10 @@ def read_reply(
         KeyError: It lacks a part.
     """
     answer = content.config_records["answer"]
-    if answer["position"] != _numbers(position):
+    if answer["position"] != list(position.numbers):
         raise ValueError(
             f"it is stale: it answers (stage, round, exchange, attempt) = {answer['position']!r}, "
-            f"not {_numbers(position)}"
+            f"not {list(position.numbers)}"
         )
     reply = Coded.found(content, "reply").read(words)
     if not isinstance(reply, Reply) or not all(
@@ -229,7 +229,3 @@ def read_failure(content: RecordDict) -> tuple[str, str, str] | None:
 def moment(position: Position) -> tuple[int, int, int, int]:
     """Returns a position as a point in time: a repeated round comes after its first attempt."""
     return position.stage, position.round, position.attempt, position.exchange
-
-
-def _numbers(position: Position) -> list[int]:
-    return [position.stage, position.round, position.exchange, position.attempt]
