@@ -88,6 +88,11 @@ def is_live(experiment: Experiment) -> bool:
     return bool(getattr(experiment.engine, "live", False))
 
 
+def may_be_late(experiment: Experiment) -> bool:
+    """Returns whether a client's answer may come when nobody reads it any more."""
+    return is_live(experiment) or getattr(experiment.engine, "timeout", 0.0) > 0
+
+
 def is_guarded(experiment: Experiment) -> bool:
     """Returns whether replies are judged one by one, behind the engine."""
     return experiment.replies.judged or experiment.adversary.lies

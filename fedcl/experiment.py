@@ -74,7 +74,7 @@ def _run(
     experiment = tuned(experiment, site, folder if resume else None)
     protection, seed = mechanism(experiment.channel), experiment.seed
     with (
-        opened(folder, experiment.resolved, experiment.toml, resume) as store,
+        opened(folder, experiment.resolved, experiment.toml, resume, is_live(experiment)) as store,
         opened_ledger(
             folder, protection, seed, experiment.resolved, site, live=is_live(experiment)
         ) as (root, ledger),

@@ -71,6 +71,20 @@ def opened_ledger(
         file.close()
 
 
+def is_charged(folder: Path) -> bool:
+    """Returns whether the folder of a checkpoint has a ledger with charges, or one to look into."""
+    if not (folder / "ledger.sqlite").exists():
+        return False
+    try:
+        file = LedgerFile(folder)
+        try:
+            return bool(file.events() or file.record_events())
+        finally:
+            file.close()
+    except ResumeError:
+        return True
+
+
 class LedgerFile:
     """The file `ledger.sqlite` beside a checkpoint; what is written there lasts at once.
 

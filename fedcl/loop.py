@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from fedcl.assembly import guarded, is_live, sealed
+from fedcl.assembly import guarded, is_live, may_be_late, sealed
 from fedcl.assessment import assess
 from fedcl.audited import opened_watches, shown
 from fedcl.config import Experiment
@@ -18,6 +19,7 @@ from fedcl.core.channel import mechanism
 from fedcl.core.door import Door
 from fedcl.core.engine import Engine
 from fedcl.core.exchange import Exchange
+from fedcl.core.owed import owed
 from fedcl.core.params import copy
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
@@ -144,6 +146,7 @@ class Loop:
             watches=self.watches,
             promise=self.site.promise,
             coverage=self.method.records(),
+            owed=partial(owed, self.site) if may_be_late(self.experiment) else None,
         )
 
     def _launch(self) -> Mapping[str, Any]:

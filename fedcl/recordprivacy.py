@@ -85,8 +85,8 @@ def record_rows(ledger: RecordLedger, promise: ExampleMechanism) -> list[Row]:
 
 
 def _note(events: Sequence[RecordEvent]) -> str:
-    spent = [one for event in events for one, _ in event.groups]
-    parts = [f"{len(events)} exchanges"]
+    spent = [one for event in events for one, _ in event.groups if one.steps]
+    parts = [f"{len({event.place for event in events})} exchanges"]
     for name, values in (
         ("noise multiplier", [one.noise_multiplier for one in spent]),
         ("rate", [one.rate for one in spent]),
@@ -96,6 +96,9 @@ def _note(events: Sequence[RecordEvent]) -> str:
         parts.append(f"{name} {least:.4g}" + (f" to {most:.4g}" if most > least else ""))
     if any(one.earlier for one in spent):
         parts.append("on remembered records too")
+    unread = sum(len(event.clients) for event in events if event.asked)
+    if unread:
+        parts.append(f"{unread} answers that did not count, charged as if they did")
     return ", ".join(parts)
 
 

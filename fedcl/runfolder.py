@@ -14,13 +14,18 @@ from typing import IO, Any
 from fedcl import __version__
 from fedcl.config import Experiment
 from fedcl.core.errors import ConfigError
+from fedcl.ledgerfile import is_charged
 from fedcl.record import write_text
 from fedcl.store import Store, check_same
 
 
 @contextmanager
 def opened(
-    folder: Path | None, resolved: Mapping[str, Any], toml: str, resume: bool
+    folder: Path | None,
+    resolved: Mapping[str, Any],
+    toml: str,
+    resume: bool,
+    live: bool = False,
 ) -> Iterator[Store | None]:
     """Opens a run's folder for the time of the run; one that could not begin leaves nothing behind.
 
@@ -29,6 +34,7 @@ def opened(
         resolved: The resolved config.
         toml: The same as text.
         resume: Whether the folder may hold this run's checkpoint.
+        live: Whether clients are devices: what they were charged for stays, however the run ends.
     """
     if folder is None:
         yield None
@@ -44,7 +50,8 @@ def opened(
             write_text(folder / "config.toml", toml)
             yield store
         except Exception:
-            if empty and (store is None or store.saved() is None):
+            begun = live and is_charged(folder / "checkpoint")
+            if empty and not begun and (store is None or store.saved() is None):
                 if store is not None:
                     store.close()
                 shutil.rmtree(folder)

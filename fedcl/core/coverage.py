@@ -8,6 +8,7 @@ compares what programs did.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -29,10 +30,13 @@ class Coverage:
             chosen without a look at what any record holds. `refused`: something else. `undeclared`:
             nobody says; standard local training and statistics alone are let through.
         reason: Why it is refused, and what to do about it.
+        drawn: Examples that are nobody's, made up by a model, which programs train on besides: the
+            most for each own one.
     """
 
     kind: Literal["own", "kept", "refused", "undeclared"]
     reason: str = ""
+    drawn: float = 0.0
 
 
 OWN = Coverage("own")
@@ -90,23 +94,47 @@ def admit(
     )
 
 
+def is_trusted(program: Program[Any] | Local) -> bool:
+    """Returns whether a program is believed what it says that it spends.
+
+    Only training and statistics are: any other one could say of itself what it likes.
+    """
+    return isinstance(program, Local | Statistic)
+
+
+def covered(coverage: Coverage, spent: Mapping[int, Spent]) -> dict[int, Spent]:
+    """Returns what clients spent of their records, as the method's declaration has it.
+
+    A trainer cannot know whether examples that a method chooses are remembered ones.
+    """
+    own = coverage.kind == "own"
+    return {id: replace(one, earlier=False) if own else one for id, one in spent.items()}
+
+
 def spent_of(
-    coverage: Coverage, program: Program[Any] | Local, results: list[BlockResult]
+    coverage: Coverage,
+    program: Program[Any] | Local,
+    results: list[BlockResult],
+    ahead: bool = False,
 ) -> tuple[dict[int, Spent], bool]:
     """Returns what clients spent of their records, and whether something came without protection.
 
-    Replies without a tensor release nothing. Only training and statistics are believed: any other
-    program could say of itself what it likes. A trainer cannot know whether examples that a method
-    chooses are remembered ones; the declaration says.
+    Replies without a tensor release nothing.
+
+    Args:
+        coverage: What the method declares.
+        program: What clients ran.
+        results: What they answered.
+        ahead: Whether clients were charged before they were asked: what is refused is paid for.
     """
-    trusted = isinstance(program, Local | Statistic)
+    trusted = is_trusted(program)
     spent = {k: v for result in results for k, v in result.spent.items()} if trusted else {}
-    if coverage.kind == "own":
-        spent = {id: replace(one, earlier=False) for id, one in spent.items()}
-    answered = {id for result in results for id in (*result.ids, *result.rejected)}
+    answered = {id for result in results for id in result.ids}
+    if not (trusted and ahead):
+        answered |= {id for result in results for id in result.rejected}
     told = any(
         (result.total is not None and result.total.total)
         or any(reply.tensors for reply in result.replies or ())
         for result in results
     )
-    return spent, told and bool(answered - spent.keys())
+    return covered(coverage, spent), told and bool(answered - spent.keys())

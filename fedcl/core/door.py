@@ -19,6 +19,7 @@ from fedcl.core.exposure import least_answers
 from fedcl.core.ledger import Ledger
 from fedcl.core.local import Local
 from fedcl.core.memories import Memories
+from fedcl.core.owed import Owed
 from fedcl.core.seeds import seed_of
 from fedcl.core.wire import Vocabulary, check
 
@@ -52,6 +53,8 @@ class Door:
         ledger: What was released.
         promise: What the trainer promises to single records, or None.
         coverage: What the method says of its client half's use of records.
+        owed: Tells what answers spend of records before anybody is asked, where an answer may come
+            too late to be read; None where each is read.
     """
 
     engine: Engine
@@ -74,6 +77,7 @@ class Door:
     ledger: Ledger = field(default_factory=Ledger)
     promise: ExampleMechanism | None = None
     coverage: Coverage = UNDECLARED
+    owed: Owed | None = None
 
     def fewest(self, least: int, program: str, expected: int) -> tuple[str, int]:
         """Returns how many replies an exchange needs, and what says so.

@@ -115,7 +115,7 @@ class BlockResult:
         failures: Clients that did not answer, and why.
         rejected: Clients whose replies do not fit and were left out, and why.
         spent: What protects single records in a client's reply, by client; nothing where nothing
-            does.
+            does. No step of one who was certainly not asked.
     """
 
     ids: tuple[int, ...]

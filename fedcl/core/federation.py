@@ -26,7 +26,7 @@ from fedcl.core.noise import key_of
 from fedcl.core.params import Params
 from fedcl.core.population import answering
 from fedcl.core.privatestatistic import noise_in
-from fedcl.core.recordrelease import charge
+from fedcl.core.recordrelease import charge, charge_ahead
 from fedcl.core.release import draw_of, expected_of, nothing_of, release
 from fedcl.core.seeds import seed_of
 from fedcl.core.task import TaskInfo
@@ -197,6 +197,7 @@ class Federation:
         at = (door.seed, *position.numbers)
         # An engine that waits asks all, and takes the first answers itself.
         available = answering(asked, door.availability, 0 if door.waits else enough, at)
+        charge_ahead(door, position, program, available)
         for result in door.engine.run(request, available, door.memories):
             door.memories.save(result.memories)
             add_block(request, results, result)

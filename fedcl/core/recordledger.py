@@ -10,65 +10,20 @@ that its client sent at this stage, and later only for programs that trained on 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fedcl.core.accounting import Charge, epsilon_rdp
-from fedcl.core.client import Spent
 from fedcl.core.errors import ConfigError
 from fedcl.core.examples import ExampleMechanism
+from fedcl.core.recordtable import Pattern as Pattern
+from fedcl.core.recordtable import Place as Place
+from fedcl.core.recordtable import RecordEvent as RecordEvent
+from fedcl.core.recordtable import Table, add, charged, copied
+from fedcl.core.recordtable import grouped as grouped
+from fedcl.core.recordtable import signature as signature
 from fedcl.core.worst import Signature, charges_of, worst
-
-Place = tuple[int, int, int, int]
-Pattern = tuple[int, ...]  # how often a record is among its client's examples, by stage
-
-# Steps by (noise multiplier, rate), by (stage, whether on remembered records too), by client.
-Table = dict[int, dict[tuple[int, bool], Counter[tuple[float, float]]]]
-
-
-@dataclass(frozen=True)
-class RecordEvent:
-    """What the replies of one exchange spent.
-
-    Attributes:
-        stage: Stage.
-        round: Round of the stage; -1 and `rounds` begin and end it.
-        exchange: Number of the exchange in this round.
-        attempt: 0, or how often the round was repeated.
-        channel: Name of the program that made the replies.
-        groups: What clients spent, with the ids of those that spent the same, ascending.
-    """
-
-    stage: int
-    round: int
-    exchange: int
-    attempt: int
-    channel: str
-    groups: tuple[tuple[Spent, tuple[int, ...]], ...]
-
-    @property
-    def place(self) -> Place:
-        """Where in the run; a run that is resumed comes there again, with the same noise."""
-        return self.stage, self.round, self.exchange, self.attempt
-
-    @property
-    def moment(self) -> Place:
-        """The same as a point in time: a repeated round comes after its first attempt."""
-        return self.stage, self.round, self.attempt, self.exchange
-
-
-def grouped(spent: Mapping[int, Spent]) -> tuple[tuple[Spent, tuple[int, ...]], ...]:
-    """Returns the clients that spent the same together, in an order of size."""
-    groups: dict[Spent, list[int]] = defaultdict(list)
-    for id in sorted(spent):
-        groups[spent[id]].append(id)
-    return tuple((one, tuple(ids)) for one, ids in sorted(groups.items(), key=_size))
-
-
-def _size(group: tuple[Spent, list[int]]) -> tuple[float, float, int, bool]:
-    one, _ = group
-    return one.noise_multiplier, one.rate, one.steps, one.earlier
 
 
 @dataclass
@@ -89,12 +44,11 @@ class RecordLedger:
     met: Callable[[int], Collection[Pattern]] | None = None
     bare: set[str] = field(default_factory=set)
     note: Callable[[str], None] = lambda channel: None
-    _last: Place = field(default=(-1, -2, -1, -1), init=False)
+    _last: tuple[int, int, int, int, bool] = field(default=(-1, -2, -1, -1, False), init=False)
 
     def __post_init__(self) -> None:
         self._table: Table = {}
-        for event in self.every():
-            _add(self._table, event)
+        add(self._table, self.every())
 
     def uncharged(self, channel: str) -> None:
         """Takes note of a program whose replies came without protection."""
@@ -103,15 +57,16 @@ class RecordLedger:
             self.bare.add(channel)
 
     def every(self) -> Iterator[RecordEvent]:
-        """Yields all events."""
+        """Yields all that is charged; of questions what no answer has taken the place of."""
         for events in self.events.values():
-            yield from events
+            yield from charged(events)
 
     def intend(self, event: RecordEvent, promise: ExampleMechanism) -> None:
         """Charges an event before its replies are handed out; never twice for the same one.
 
         A run that is resumed repeats its replies to the bit. Others at the same place, as of
-        devices that were asked again, are charged anew.
+        devices that were asked again, are charged anew. Where clients were charged for the question
+        already, their replies are charged instead.
 
         Raises:
             ConfigError: It would exceed the budget, or its place lies behind in this sitting: its
@@ -127,24 +82,24 @@ class RecordLedger:
         before = self.events.get(event.place, [])
         if event in before:
             return
+        after = [*before, event]
         if promise.budget:
-            ids = {id for _, own in event.groups for id in own}
-            wanted: Table = {
-                id: {key: Counter(steps) for key, steps in self._table.get(id, {}).items()}
-                for id in ids
-            }
-            _add(wanted, event)
+            wanted = copied(self._table, set().union(*(one.clients for one in after)))
+            add(wanted, charged(before), -1)
+            add(wanted, charged(after))
             found = worst(self._signatures(wanted), promise.delta, promise.budget)
             if found > promise.budget:
+                told = "nobody was asked" if event.asked else "its replies were not handed out"
                 raise ConfigError(
                     f"program {event.channel!r} at stage {event.stage}, round {event.round} would "
                     f"spend epsilon = {found:.4g} of a record, above the budget of "
-                    f"{promise.budget:g}: its replies were not handed out; raise noise_multiplier, "
-                    "run fewer rounds, or raise the budget"
+                    f"{promise.budget:g}: {told}; raise noise_multiplier, run fewer rounds, or "
+                    "raise the budget"
                 )
         self.keep(event)
-        self.events[event.place] = [*before, event]
-        _add(self._table, event)
+        self.events[event.place] = after
+        add(self._table, charged(before), -1)
+        add(self._table, charged(after))
 
     def epsilon(self, delta: float) -> float:
         """Returns the largest epsilon of a record; an infinite one where replies came bare."""
@@ -181,7 +136,7 @@ class RecordLedger:
         """Returns the largest epsilon by each program alone, infinite for those sent bare."""
         tables: dict[str, Table] = defaultdict(dict)
         for event in self.every():
-            _add(tables[event.channel], event)
+            add(tables[event.channel], [event])
         return {
             name: math.inf
             if name in self.bare
@@ -208,45 +163,6 @@ class RecordLedger:
         # A client that remembers may be asked at a stage of which the record is no part.
         stages = range(1 + max(stage for stage, _ in rows))
         return [tuple(int(s == own) for s in stages) for own in stages]
-
-
-def signature(
-    rows: Mapping[tuple[int, bool], Mapping[tuple[float, float], int]],
-    pattern: Pattern,
-    last: int | None = None,
-) -> Signature:
-    """Returns what a record cost whose client sent these things.
-
-    A record that stands m times among the examples moves a sum by m times the bound at most, and is
-    in a step unless all of its m copies are left out: together (z / m, 1 - (1 - q)^m), since a
-    mixture of smaller moves is no worse (joint convexity).
-
-    Args:
-        rows: Steps by (noise multiplier, rate), by (stage, whether on remembered records too).
-        pattern: How often the record is among its client's examples, by stage.
-        last: The last stage to count.
-    """
-    found: Counter[tuple[float, float]] = Counter()
-    for (stage, earlier), steps in rows.items():
-        if last is not None and stage > last:
-            continue
-        copies = pattern[stage] if stage < len(pattern) else 0
-        copies += sum(pattern[:stage]) if earlier else 0
-        for (noise, rate), number in steps.items():
-            if copies == 1:
-                found[noise, rate] += number
-            elif copies:
-                joint = -math.expm1(copies * math.log1p(-rate)) if rate < 1 else 1.0
-                found[noise / copies, joint] += number
-    return tuple((noise, rate, number) for (noise, rate), number in sorted(found.items()) if number)
-
-
-def _add(table: Table, event: RecordEvent) -> None:
-    for spent, ids in event.groups:
-        for id in ids:
-            rows = table.setdefault(id, {})
-            steps = rows.setdefault((event.stage, spent.earlier), Counter())
-            steps[spent.noise_multiplier, spent.rate] += spent.steps
 
 
 def most_of(patterns: Iterable[Pattern]) -> list[Pattern]:

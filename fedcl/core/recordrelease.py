@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedcl.core.client import Program
-from fedcl.core.coverage import spent_of
+from fedcl.core.coverage import is_trusted, spent_of
 from fedcl.core.door import Door
 from fedcl.core.engine import BlockResult, Position, program_name
 from fedcl.core.errors import ConfigError
 from fedcl.core.local import Local
+from fedcl.core.owed import knows_rows
 from fedcl.core.recordledger import RecordEvent, grouped
+
+
+def charge_ahead(
+    door: Door, position: Position, program: Program[Any] | Local, ids: Sequence[int]
+) -> None:
+    """Charges clients for what they are about to be asked, where their answers may not count.
+
+    Args:
+        door: Holds the ledger; nothing happens where every answer is read.
+        position: Where in the run.
+        program: What the clients run; of one that is not believed each answer that is read tells.
+        ids: The clients.
+
+    Raises:
+        ConfigError: The budget does not allow it.
+    """
+    if door.promise is None or door.owed is None or not ids or not is_trusted(program):
+        return
+    spent = door.owed(door.coverage, program, position.stage, ids)
+    event = RecordEvent(*position.numbers, program_name(program), grouped(spent), asked=True)
+    # A bound that answers mostly stay below must not end a run: its answers will tell.
+    limited = knows_rows(door.coverage, program)
+    door.ledger.records.intend(event, door.promise if limited else replace(door.promise, budget=0))
 
 
 def charge(
@@ -30,7 +56,7 @@ def charge(
     promise, ledger = door.promise, door.ledger.records
     if promise is None:
         return
-    spent, bare = spent_of(door.coverage, program, results)
+    spent, bare = spent_of(door.coverage, program, results, door.owed is not None)
     name = program_name(program)
     if bare and promise.budget:
         raise ConfigError(
@@ -40,5 +66,4 @@ def charge(
     if bare:
         ledger.uncharged(name)
     if spent:
-        at = (position.stage, position.round, position.exchange, position.attempt)
-        ledger.intend(RecordEvent(*at, name, grouped(spent)), promise)
+        ledger.intend(RecordEvent(*position.numbers, name, grouped(spent)), promise)

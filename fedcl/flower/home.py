@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import RecordDict
@@ -14,7 +16,8 @@ from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core import wire
 from fedcl.core.client import Reply, Unchanged
-from fedcl.core.errors import ConfigError
+from fedcl.core.engine import Answer, Request, failure
+from fedcl.core.errors import ClientError, ConfigError
 from fedcl.core.noise import key_of
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
@@ -22,6 +25,8 @@ from fedcl.core.tree import settle
 from fedcl.flower import messages
 from fedcl.flower.agreement import fingerprints
 from fedcl.flower.memories import ClientMemory
+
+_log = logging.getLogger("flwr")
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,7 @@ class Home:
             # Whatever a server sends, what protects a device is drawn below its own root. The same
             # question gets the same noise, and any other one gets its own: see `Question.digest`.
             request = replace(request, secret=key_of(self.root, "question", question.digest()))
-        message = settle(request.message, own.site.device)
-        answer = own.site.answer(request, self.id, memory.read(question.base), message)
+        answer = self._run(request, memory.read(question.base))
         if question.blank:
             return messages.write_reply(_form_of(answer.reply), False, position, own.words)
         remembered = not isinstance(answer.memory, Unchanged)
@@ -153,6 +157,18 @@ class Home:
         if remembered:
             memory.write(messages.moment(position), answer.memory)
         return reply
+
+    def _run(self, request: Request, memory: Any) -> Answer:
+        site = self.own.site
+        try:
+            return site.answer(request, self.id, memory, settle(request.message, site.device))
+        except ClientError as error:
+            if self.root is None or site.promise is None:
+                raise
+            # What an error says may be of a record, which nothing but noise protects.
+            _log.error("%s", error, exc_info=error)
+            kind = type(error.__cause__ or error).__name__
+            raise failure(request, self.id, f"{kind}; the device's own log says more") from None
 
 
 def _form_of(reply: Reply) -> Reply:

@@ -46,6 +46,7 @@ class Inquiry(Generic[T]):
         bad: Answers that say nothing, by client.
         missing: Why others have not answered, by client.
         answered: How many answers there were.
+        reached: Clients to whom something was sent: they may answer, whatever became of it.
     """
 
     post: Post
@@ -60,6 +61,7 @@ class Inquiry(Generic[T]):
     bad: dict[int, FedclError] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
     answered: int = field(default=0, init=False)
+    reached: set[int] = field(default_factory=set, init=False)
     _waiting: deque[int] = field(default_factory=deque, init=False)
     _begun: dict[int, float] = field(default_factory=dict, init=False)
     _sent: dict[int, dict[str, Seat]] = field(default_factory=dict, init=False)
@@ -110,6 +112,7 @@ class Inquiry(Generic[T]):
                 ready[id] = seat
                 self._begun[id] = time.monotonic()
                 self._sent[id] = {}
+        self.reached.update(ready)
         self._send(ready.items())
 
     def _send(self, ready: Iterable[tuple[int, Seat]]) -> None:

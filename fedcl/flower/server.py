@@ -10,7 +10,7 @@ from functools import partial
 from flwr.app import Message, RecordDict
 
 from fedcl.core import wire
-from fedcl.core.client import Each, Kept, Unchanged
+from fedcl.core.client import Each, Kept, Spent, Unchanged
 from fedcl.core.engine import Answer, BlockResult, Request, failure
 from fedcl.core.errors import (
     AbsentError,
@@ -30,6 +30,7 @@ from fedcl.flower.post import Post
 from fedcl.flower.seats import Seats
 from fedcl.flower.status import Status
 
+_NOTHING = Spent(0.0, 1.0, 0)  # of a client who was not asked
 _QUIET = 60.0  # seconds without any answer before who has not answered is asked again
 
 
@@ -169,8 +170,10 @@ class Link:
         if bad and not self.live:
             raise next(iter(bad.values()))
         answers = [inquiry.found.pop(id) for id in block if id in inquiry.found]
+        result = self.site.gather(request, answers)
         return replace(
-            self.site.gather(request, answers),
+            result,
+            spent={**result.spent, **{id: _NOTHING for id in block if id not in inquiry.reached}},
             failures={id: inquiry.missing[id] for id in block if id in inquiry.missing},
             rejected={
                 id: error.reason if isinstance(error, ClientError) else str(error)

@@ -107,6 +107,10 @@ class MFCL(Method[State]):
             )
         self._weights()
 
+    def records(self) -> Coverage:
+        """Images come beside a client's own examples: `ratio` for each of them."""
+        return replace(self.coverage, drawn=self.ratio)
+
     def needs(self, sizes: Sizes) -> Needs:
         """Returns what the generator, the old model and the generator's training take."""
         if not self._replays:

@@ -99,6 +99,10 @@ class Target(Method[Shipping]):
             raise ValueError("ratio must be above 0 and finite, and width at least 1")
         self._recipe()
 
+    def records(self) -> Coverage:
+        """Images come beside a client's own examples: `ratio` for each of them."""
+        return replace(self.coverage, drawn=self.ratio)
+
     def needs(self, sizes: Sizes) -> Needs:
         """Returns what images, the student and the generator's training take."""
         if not self._replays:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fedcl.core.block import Batching, Block
-from fedcl.core.client import Client, Reply
+from fedcl.core.client import Client, Reply, Spent
 from fedcl.core.examples import ExampleMechanism, check_local
 from fedcl.core.local import Local
 from fedcl.core.private import train_private
@@ -106,6 +106,16 @@ class DpSgd:
     def scaled(self, factor: float) -> DpSgd:
         """Returns the trainer with its learning rate times `factor`."""
         return replace(self, lr=self.lr * factor)
+
+    def spends(self, local: Local, least: int, most: int) -> Spent:
+        """Returns what a client spends of each of its examples with its answer, at most.
+
+        Args:
+            local: The parts of local training.
+            least: Fewest examples that it trains on.
+            most: Most of them.
+        """
+        return replace(self.settings.spent(local, least), steps=self.settings.steps(most))
 
     def __call__(self, local: Local) -> LocalDpSgd:
         """Returns the program that trains one client.

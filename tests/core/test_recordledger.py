@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -181,6 +182,76 @@ def test_what_is_on_disk_is_what_was_charged(tmp_path: Path) -> None:
     assert file.bare("bare_records") == {"features"} and not file.bare()
     again.intend(events[1], PROMISE)
     assert sum(len(own) for own in file.record_events().values()) == 3
+    file.close()
+
+
+# --- Questions that are charged before an answer comes. ---
+
+
+def question(stage: int, number: int, spent: Mapping[int, Spent]) -> RecordEvent:
+    return replace(event(stage, number, spent), asked=True)
+
+
+def test_an_answer_takes_the_place_of_its_question_and_others_stay_charged() -> None:
+    most, told = Spent(1.0, 0.2, 9), Spent(1.0, 0.1, 5)
+    found = RecordLedger()
+    found.intend(question(0, 0, {0: most, 1: most}), PROMISE)
+    assert found.epsilon(DELTA) == epsilon([Charge(1.0, 0.2, 9)], DELTA)
+    found.intend(event(0, 0, {0: told}), PROMISE)
+    assert list(found.every()) == [question(0, 0, {1: most}), event(0, 0, {0: told})]
+    assert found.epsilon(DELTA) == epsilon([Charge(1.0, 0.2, 9)], DELTA)
+    found.met = lambda client: [(1 - client,)]  # only client 0 has records
+    assert found.epsilon(DELTA) == epsilon([Charge(1.0, 0.1, 5)], DELTA)
+    assert found.by_channel(DELTA)["train"] == epsilon([Charge(1.0, 0.1, 5)], DELTA)
+    again = RecordLedger(events=found.events, met=found.met)
+    assert again.epsilon(DELTA) == found.epsilon(DELTA)
+
+
+def test_who_was_not_asked_after_all_is_charged_nothing() -> None:
+    found = RecordLedger()
+    found.intend(question(0, 0, {0: Spent(1.0, 0.2, 9)}), PROMISE)
+    found.intend(event(0, 0, {0: Spent(0.0, 1.0, 0)}), PROMISE)
+    assert found.epsilon(DELTA) == 0.0 == found.epsilon_rdp(DELTA)
+
+
+def test_another_attempt_is_another_question_and_a_second_one_at_a_place_is_none() -> None:
+    found, one = RecordLedger(), Spent(1.0, 0.1, 5)
+    for attempt in range(3):
+        found.intend(replace(question(0, 0, {0: one}), attempt=attempt), PROMISE)
+    found.intend(event(0, 0, {0: one}, attempt=2), PROMISE)
+    assert found.epsilon(DELTA) == epsilon([Charge(1.0, 0.1, 15)], DELTA)
+    for later in (question(0, 0, {1: one}), replace(question(0, 0, {1: one}), attempt=2)):
+        with pytest.raises(ConfigError, match="asks a second time"):
+            found.intend(later, PROMISE)
+
+
+def test_a_budget_counts_questions_and_lets_nobody_be_asked_above_it() -> None:
+    kept: list[RecordEvent] = []
+    found, one = RecordLedger(kept.append), Spent(1.0, 0.1, 5)
+    enough = epsilon([Charge(1.0, 0.1, 10)], DELTA) * (1 + 1e-9)
+    limited = ExampleMechanism(1.0, 1.0, delta=DELTA, budget=enough)
+    for number in range(2):
+        found.intend(question(0, number, {0: one, 1: one}), limited)
+        found.intend(event(0, number, {0: one}), limited)  # client 1 never answers
+    with pytest.raises(ConfigError, match=r"round 2 would spend .*: nobody was asked"):
+        found.intend(question(0, 2, {1: one}), limited)
+    assert len(kept) == 4
+
+
+def test_questions_are_on_disk_before_answers(tmp_path: Path) -> None:
+    file, one = LedgerFile(tmp_path), {0: Spent(1.0, 0.1, 5), 1: Spent(1.0, 0.2, 5)}
+    found = RecordLedger(file.append_records, file.record_events())
+    found.intend(question(0, 0, one), PROMISE)
+    file.close()
+    file = LedgerFile(tmp_path)
+    again = RecordLedger(file.append_records, file.record_events())
+    assert list(again.every()) == [question(0, 0, one)]
+    again.intend(question(0, 0, one), PROMISE)  # a run that is resumed
+    again.intend(event(0, 0, {0: one[0]}), PROMISE)
+    third = RecordLedger(events=file.record_events())
+    assert list(third.every()) == [question(0, 0, {1: one[1]}), event(0, 0, {0: one[0]})]
+    assert sum(map(len, file.record_events().values())) == 2
+    assert third.epsilon(DELTA) == again.epsilon(DELTA) == epsilon([Charge(1.0, 0.2, 5)], DELTA)
     file.close()
 
 
