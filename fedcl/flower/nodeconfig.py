@@ -98,7 +98,7 @@ def _simulated(node: Mapping[str, Any], run: Mapping[str, Any]) -> NodeConfig:
     config, out = _text(run, "config"), _text(run, "out")
     if not config:
         raise ConfigError("the run config names no config: say --run-config 'config=\"run.toml\"'")
-    state = Path(out).absolute() / "checkpoint" / "clients" if out else _temporary()
+    state = Path(out).absolute() / "checkpoint" / "clients" if out else temporary()
     return NodeConfig(
         _whole(node, "partition-id"),
         Path(config).absolute(),
@@ -110,8 +110,12 @@ def _simulated(node: Mapping[str, Any], run: Mapping[str, Any]) -> NodeConfig:
     )
 
 
-def _temporary() -> Path:
-    """Returns a folder of this user for simulations whose server has not told where it writes."""
+def temporary() -> Path:
+    """Returns a folder of this user for simulations whose server has not told where it writes.
+
+    Raises:
+        ConfigError: It is somebody else's.
+    """
     folder = Path(tempfile.gettempdir()) / f"fedcl-simulation-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()

@@ -7,6 +7,7 @@ Run config: `config` names a TOML file, `set` holds KEY=VALUE words as `fedcl ru
 from __future__ import annotations
 
 import logging
+import shutil
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,9 @@ from flwr.superlink.grid import InMemoryGrid
 from fedcl.config import Experiment, load_config
 from fedcl.core.errors import ConfigError, FedclError
 from fedcl.experiment import run
+from fedcl.flower.guestbook import open_guestbook
 from fedcl.flower.handed import Handed, hand
+from fedcl.flower.nodeconfig import temporary
 from fedcl.flower.policy import check_live
 from fedcl.flower.runconfig import settings, words
 from fedcl.flower.status import Status
@@ -66,6 +69,8 @@ def serve(grid: Grid, config: Mapping[str, Any]) -> None:
 
     with hand(Handed(grid, live, status)):
         run(experiment, folder, resume=resume, watch=watch, command=_command(config, folder))
+    if not live and not config.get("out"):  # simulated nodes could not be told where this is
+        shutil.rmtree(temporary() / open_guestbook(folder).experiment, ignore_errors=True)
     _log.info("files: %s", folder)
 
 
