@@ -131,7 +131,7 @@ def _messages(load: Load, console: Console) -> list[str]:
         f"{sum(answered.values()) - asked}",
         f"{load.rejected}",
         f"{len(load.failures)}",
-        f"{sum(load.kept.values())}",
+        f"{sum(load.kept.values())}" if load.kept else "-",
         f"{sum(load.up.values()) / 1e6:.0f}",
         f"{sum(load.down.values()) / 1e6:.0f}",
     ]

@@ -131,15 +131,23 @@ def test_lies_are_refused_named_and_reach_no_aggregate(house: House, tmp_path: P
 BOTH = "training.local.lr: 0.9 here, 0.2 asked for"
 
 
-def test_nodes_with_another_config_end_a_run_that_needs_them(house: House, tmp_path: Path) -> None:
+def test_nodes_with_another_config_end_a_run_that_needs_them(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_AGAIN", 0.01)
     few = {"training.minimum": 2, "engine.patience": 1.0, "engine.grace": 1.0}
     house.join(house.device(0, of(few)))
-    house.join(house.device(1, of({**few, "training.local.lr": 0.9})))
+    other, seen = house.device(1, of({**few, "training.local.lr": 0.9})), list[str]()
+
+    def answers(message: Message) -> RecordDict | None:
+        if (tmp_path / "run" / "live.json").exists():
+            seen.append(status_of(tmp_path / "run")["waiting"])
+        return other(message)
+
+    house.join(answers)
     with pytest.raises(FedclError, match=rf"1 of the 2 clients .*{re.escape(BOTH)}.*resume=true"):
         house.run(of(few), tmp_path / "run")
-    assert BOTH in status_of(tmp_path / "run")["waiting"], (
-        "who looks on is told why nothing goes on"
-    )
+    assert BOTH in seen[-1], "who looks on is told why nothing goes on"
 
 
 def test_a_run_that_needs_fewer_goes_on_and_says_who_was_refused(house: House) -> None:
