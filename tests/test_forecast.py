@@ -178,7 +178,7 @@ def test_a_run_that_needs_more_than_the_disk_has_is_refused(command: str, tmp_pa
     }
     config = write_config(tmp_path, changes)
     called = call(command, config, "--out", tmp_path / "new" / "out")
-    assert_refused(called, "8.40 TB of disk, but the disk of", "stream.clients", "another --out")
+    assert_refused(called, "8.43 TB of disk, but the disk of", "stream.clients", "another --out")
     assert not (tmp_path / "new").exists()
 
 

@@ -266,6 +266,8 @@ class Terminal:
             env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "100"},
             stdout=theirs,
             stderr=theirs,
+            # Whoever runs these tests in the background of a script ignores it, and so would this.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(theirs)
         self.out = b""
@@ -297,11 +299,11 @@ def test_a_watch_ends_with_the_run_or_when_one_leaves(tmp_path: Path) -> None:
     try:
         assert leaves.shows(b"3 of 6 in all"), leaves.out
         leaves.process.send_signal(signal.SIGINT)
-        assert leaves.process.wait() == 0
+        assert leaves.process.wait(timeout=120) == 0
         assert b"Traceback" not in leaves.out
         assert stays.shows(b"3 of 6 in all"), stays.out
         fedcl.run(tiny(THREE), tmp_path, resume=True)
-        assert stays.process.wait() == 0
+        assert stays.process.wait(timeout=120) == 0
         assert stays.shows(b"finished")
     finally:
         leaves.end()

@@ -21,7 +21,7 @@ from tests.flower.proxy import proxy
 from tests.flower.test_live import simulated
 from tests.tiny import TABLE, read_csv, same
 
-pytestmark = pytest.mark.flower
+pytestmark = [pytest.mark.flower, pytest.mark.apart]
 
 LIES = ["nan", "stale", "oversized"]  # one a round; of all others `test_live` tells
 CUT = 30.0  # seconds that a device is cut off
