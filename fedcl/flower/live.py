@@ -162,6 +162,8 @@ class Attendance:
             seat for seat, at in asked.items() if now - max(at) < _AGAIN * 2 ** (len(at) - 1)
         }
         seats = sorted(waiting)[: max(0, self.post.window - len(self._asked))]
+        if not seats:
+            return
         said = self.introduction.write()
         ids = self.post.send_all([(said, seat.node) for seat in seats], INTRODUCTION)
         self._asked |= {id: seat for id, seat in zip(ids, seats, strict=True) if id}
