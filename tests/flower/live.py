@@ -17,6 +17,7 @@ once, as another node.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 from flwr.cli.supernode.register import try_load_public_key
@@ -69,6 +71,15 @@ def environment(home: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "NO_PROXY": "127.0.0.1,localhost",
     }
+
+
+def told(out: Path) -> dict[str, Any]:
+    """Returns what a run says of itself now; nothing has happened before it says anything."""
+    try:
+        found: dict[str, Any] = json.loads((out / "live.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"done": 0, "asked": 0, "answered": 0, "waiting": "", "failures": {}}
+    return found
 
 
 def toml(values: Mapping[str, Value]) -> str:

@@ -15,7 +15,7 @@ import tomli_w
 from safetensors.torch import load_file
 
 from fedcl.config import override, parse
-from tests.flower.live import APP, Federation, federation
+from tests.flower.live import APP, Federation, federation, told
 from tests.flower.parts import Part, until
 from tests.flower.proxy import proxy
 from tests.flower.test_live import simulated
@@ -55,15 +55,6 @@ def sly(folder: Path) -> Path:
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("fedcl.flower.device:app", "tests.flower.sly_device:app"))
     return app
-
-
-def told(out: Path) -> dict[str, Any]:
-    """Returns what the run says of itself now."""
-    try:
-        found: dict[str, Any] = json.loads((out / "live.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {"done": 0, "asked": 0, "answered": 0, "waiting": "", "failures": {}}
-    return found
 
 
 def is_asking(out: Path, done: int) -> Callable[[], bool]:

@@ -5,7 +5,6 @@ SuperLink and ServerApp are Flower's processes, the nodes are played (`tests.flo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -22,7 +21,7 @@ from fedcl.config import Experiment, override, parse
 from fedcl.core.engine import BlockResult, Request
 from fedcl.core.memories import Memories
 from fedcl.flower.messages import EXCHANGE
-from tests.flower.live import federation
+from tests.flower.live import federation, told
 from tests.flower.lying import LIES, lie
 from tests.flower.parts import until
 from tests.flower.playing import Answer, playing
@@ -76,12 +75,6 @@ def liar(honest: Answer) -> Answer:
     return answer
 
 
-def rounds_done(out: Path) -> int:
-    """Returns how many rounds a run has finished."""
-    path = out / "live.json"
-    return int(json.loads(path.read_text())["done"]) if path.exists() else 0
-
-
 def test_dozens_of_lies_on_end_are_refused_and_a_late_joiner_is_welcome(tmp_path: Path) -> None:
     config, out = configured(tmp_path), tmp_path / "run"
     with federation(tmp_path / "live") as live:
@@ -91,7 +84,7 @@ def test_dozens_of_lies_on_end_are_refused_and_a_late_joiner_is_welcome(tmp_path
             playing(live.port, [LIAR], liar(honest)) as lying,
         ):
             run = live.run(config=config, out=out)
-            until(lambda: rounds_done(out) >= ROUNDS // 3, "a third of the rounds", WITHIN)
+            until(lambda: told(out)["done"] >= ROUNDS // 3, "a third of the rounds", WITHIN)
             with playing(live.port, [LATE], honest) as late:
                 run.finish(WITHIN)
     assert not first.errors and not lying.errors and not late.errors

@@ -19,7 +19,7 @@ import fedcl
 from fedcl.flower.device import app
 from tests import arriving_data
 from tests.arriving_data import arrival, arrive
-from tests.flower.live import federation
+from tests.flower.live import federation, told
 from tests.flower.parts import until
 from tests.flower.playing import Answer, playing
 from tests.tiny import read_csv, timeless
@@ -73,7 +73,11 @@ def test_files_that_come_to_devices_are_learnt_as_in_the_simulation(tmp_path: Pa
     ):
         run = live.run(config=config, out=out)
         for number in range(STAGES):
-            until(lambda: "with new data (0 so far)" in _waiting(out), "it waits for data", WITHIN)
+            until(
+                lambda: "with new data (0 so far)" in told(out)["waiting"],
+                "it waits for data",
+                WITHIN,
+            )
             deliver(tmp_path, number)
             until(partial(_is_done, out, number + 1), "a stage is over", WITHIN)
         run.finish(WITHIN)
@@ -92,15 +96,5 @@ def test_files_that_come_to_devices_are_learnt_as_in_the_simulation(tmp_path: Pa
     assert summary["forgetting"] is not None
 
 
-def _told(out: Path) -> dict[str, Any]:
-    path = out / "live.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
-
-
-def _waiting(out: Path) -> str:
-    return str(_told(out).get("waiting", ""))
-
-
 def _is_done(out: Path, rounds: int) -> bool:
-    return bool(_told(out).get("done", 0) == rounds)
+    return bool(told(out)["done"] == rounds)
