@@ -61,7 +61,7 @@ def at_home(context: Context, experiment: str) -> Iterator[Home]:
 @lru_cache(maxsize=2)
 def _own(own: NodeConfig, experiment: str, keep: Path) -> Own:
     """Returns what a node makes of its config; for an experiment built once in a process."""
-    return Own(own.load(), keep)
+    return Own(own.load(), keep, device=not own.simulated)
 
 
 app = make_app(at_home)

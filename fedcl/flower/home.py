@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,8 @@ from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core import wire
 from fedcl.core.client import Reply, Unchanged
-from fedcl.core.engine import Answer, Request, failure
-from fedcl.core.errors import ClientError, ConfigError
+from fedcl.core.engine import Answer, Request
+from fedcl.core.errors import ClientError, ConfigError, FedclError
 from fedcl.core.noise import key_of
 from fedcl.core.site import Site
 from fedcl.core.stream import Stream
@@ -36,15 +37,32 @@ class Own:
     Attributes:
         experiment: The config.
         keep: Holds a folder for each client that runs here, with what it keeps.
+        device: Whether its data are a real client's, and not those of a simulation.
     """
 
     experiment: Experiment
     keep: Path
+    device: bool = False
 
     @cached_property
     def site(self) -> Site:
         """Data, stream and model, built when they are first needed."""
-        return build_site(self.experiment, self.keep)
+        with self.discreet():
+            return build_site(self.experiment, self.keep)
+
+    @contextmanager
+    def discreet(self) -> Iterator[None]:
+        """Keeps what errors say of data in a device's own log, where single records are protected.
+
+        The text of an error may be of a record, which nothing but noise protects.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not self.device or self.experiment.promise is None:
+                raise
+            _log.error("%s", error, exc_info=error)
+            raise _without_text(error) from None
 
     @cached_property
     def words(self) -> wire.Vocabulary:
@@ -160,15 +178,16 @@ class Home:
 
     def _run(self, request: Request, memory: Any) -> Answer:
         site = self.own.site
-        try:
+        with self.own.discreet():
             return site.answer(request, self.id, memory, settle(request.message, site.device))
-        except ClientError as error:
-            if self.root is None or site.promise is None:
-                raise
-            # What an error says may be of a record, which nothing but noise protects.
-            _log.error("%s", error, exc_info=error)
-            kind = type(error.__cause__ or error).__name__
-            raise failure(request, self.id, f"{kind}; the device's own log says more") from None
+
+
+def _without_text(error: Exception) -> FedclError:
+    """Returns an error of the same kind that says nothing but its kind."""
+    text = f"{type(error.__cause__ or error).__name__}; the device's own log says more"
+    if isinstance(error, ClientError):
+        return ClientError(error.client, error.stage, error.round, error.program, text)
+    return type(error)(text) if isinstance(error, FedclError) else FedclError(text)
 
 
 def _form_of(reply: Reply) -> Reply:

@@ -359,3 +359,33 @@ def test_a_budget_ends_the_run_before_anybody_is_asked(house: House, tmp_path: P
         house.run(experiment, tmp_path / "run")
     asked = [node for node, kind in house.asked if kind == EXCHANGE]
     assert len(asked) == len(set(asked)) == CLIENTS
+
+
+def test_what_a_device_says_of_damaged_data_stays_in_its_log(
+    house: House,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def failing(*words: Any) -> Any:
+        raise ConfigError("line 3 holds '41.7, M', which is no number")
+
+    sent: list[RecordDict | None] = []
+
+    def last(honest: Answers) -> Answers:
+        def answers(message: Message) -> RecordDict | None:
+            with monkeypatch.context() as patch:
+                patch.setattr("fedcl.flower.home.build_site", failing)
+                sent.append(honest(message))
+            return sent[-1]
+
+        return answers
+
+    experiment = of()
+    joined(house, experiment, last)
+    house.run(experiment, tmp_path / "run")
+    told = read_csv(tmp_path / "run" / "rejected.csv")
+    assert [row["reason"] for row in told] == [
+        f"client {FEWEST}: ConfigError; the device's own log says more"
+    ] * 2
+    assert "41.7" not in str(sent) and "41.7" in caplog.text
