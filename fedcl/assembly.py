@@ -8,20 +8,20 @@ import torch
 from torch import nn
 
 from fedcl.config import Experiment
-from fedcl.core.arriving import Arriving
+from fedcl.core.attacks.lies import Attackers
+from fedcl.core.attacks.poison import Poison, poison_of
 from fedcl.core.channel import hides_replies, least_of, mechanism, mechanism_at
+from fedcl.core.data.arriving import Arriving
+from fedcl.core.data.stream import Stream
 from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError
 from fedcl.core.guard import Guarded
-from fedcl.core.lies import Attackers
 from fedcl.core.model import check_model
-from fedcl.core.poison import Poison, poison_of
 from fedcl.core.population import Population, Simulated
-from fedcl.core.schedule import Pace
 from fedcl.core.sealed import Sealed
 from fedcl.core.seeds import seed_of
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
+from fedcl.core.training.schedule import Pace
 from fedcl.elsewhere import check_elsewhere
 
 _MOST = 2.0**31  # examples of a client, where nobody knows them: what weighs more is no share

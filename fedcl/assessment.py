@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from fedcl.config import Experiment
+from fedcl.core.data.stream import Stream
 from fedcl.core.evaluate import Answers
 from fedcl.core.memories import Memories
 from fedcl.core.method import Method
 from fedcl.core.params import Params
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
 from fedcl.core.survey import answered, expected, stream_at
 from fedcl.record import Row
 

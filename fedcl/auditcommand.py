@@ -72,7 +72,7 @@ def audit_run(
     from fedcl.assembly import build_site
     from fedcl.audited import opened_watches
     from fedcl.config import load_config
-    from fedcl.core.ledger import Ledger
+    from fedcl.core.accounting.ledger import Ledger
     from fedcl.experiment import run as run_experiment
     from fedcl.record import write_text
 

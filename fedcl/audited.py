@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from fedcl.config import Experiment
+from fedcl.core.accounting.ledger import Ledger
 from fedcl.core.audit import Finding, Repeat, Subject, Watch
 from fedcl.core.channel import mechanism
 from fedcl.core.errors import ConfigError
 from fedcl.core.evaluate import predicted
-from fedcl.core.ledger import Ledger
 from fedcl.core.params import Params
 from fedcl.core.site import Site
 from fedcl.record import write_arrays, write_rows

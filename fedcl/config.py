@@ -11,18 +11,18 @@ from typing import Any
 
 import tomli_w
 
-from fedcl.core.adversary import Adversary
 from fedcl.core.aggregation import Aggregation
+from fedcl.core.attacks.adversary import Adversary
 from fedcl.core.audit import Audit
 from fedcl.core.channel import Channel, hides_replies, least_of, mechanism
-from fedcl.core.dataset import DatasetFactory
+from fedcl.core.data.dataset import DatasetFactory
+from fedcl.core.data.scenario import StreamPlan
 from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError, ExposureError
-from fedcl.core.examples import ExampleMechanism
 from fedcl.core.method import Method
 from fedcl.core.model import Architecture
+from fedcl.core.privacy.examples import ExampleMechanism
 from fedcl.core.recordrules import check_records
-from fedcl.core.scenario import StreamPlan
 from fedcl.plugins import KINDS as KINDS
 from fedcl.plugins import available as available
 from fedcl.plugins import build, checked, choices, known_keys, plugin

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from fedcl.config import Experiment
 from fedcl.core.channel import hides_replies, mechanism
+from fedcl.core.data.stream import Stream
 from fedcl.core.errors import ConfigError
-from fedcl.core.stream import Stream
 
 
 def check_elsewhere(experiment: Experiment) -> None:

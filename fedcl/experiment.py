@@ -11,7 +11,7 @@ from fedcl.assembly import build_site, check_minimum, check_protection, is_live
 from fedcl.audited import examined
 from fedcl.config import Experiment
 from fedcl.core.channel import mechanism
-from fedcl.core.stream import Stream
+from fedcl.core.data.stream import Stream
 from fedcl.elsewhere import check_reach
 from fedcl.forecast import check_room, forecast, occupied
 from fedcl.journal import Journal

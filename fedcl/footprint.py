@@ -13,8 +13,8 @@ from math import ceil, prod
 from torch import nn
 
 from fedcl.core.block import Batching
-from fedcl.core.blockmodel import block_model
-from fedcl.core.blockweights import as_products
+from fedcl.core.training.blockmodel import block_model
+from fedcl.core.training.blockweights import as_products
 from fedcl.planned import Planned
 
 _TESTS = 256 * 2**20  # test sets that a stream holds ready: its cache

@@ -13,12 +13,12 @@ import torch
 from fedcl import __version__
 from fedcl.config import Experiment
 from fedcl.core import wire
+from fedcl.core.accounting.ledger import Ledger
 from fedcl.core.channel import mechanism
 from fedcl.core.errors import ResumeError
 from fedcl.core.exchange import Exchange
-from fedcl.core.ledger import Ledger
+from fedcl.core.generative.samples import few_of_each
 from fedcl.core.memories import Memories
-from fedcl.core.samples import few_of_each
 from fedcl.core.seeds import seed_of
 from fedcl.core.tree import settle
 from fedcl.privacy import privacy_rows

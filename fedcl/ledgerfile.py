@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedcl.core.appearances import appearances
+from fedcl.core.accounting.appearances import appearances
+from fedcl.core.accounting.ledger import Draw, Event, Ledger, Mechanism
+from fedcl.core.accounting.recordledger import Place, RecordEvent, RecordLedger
 from fedcl.core.client import Spent
-from fedcl.core.distributed import Discrete
 from fedcl.core.errors import ResumeError
-from fedcl.core.ledger import Draw, Event, Ledger, Mechanism
-from fedcl.core.noise import secret_root, seeded_root
-from fedcl.core.recordledger import Place, RecordEvent, RecordLedger
+from fedcl.core.privacy.distributed import Discrete
+from fedcl.core.privacy.noise import secret_root, seeded_root
 from fedcl.core.site import Site
 from fedcl.store import check_config
 

@@ -16,13 +16,13 @@ from fedcl.audited import opened_watches, shown
 from fedcl.config import Experiment
 from fedcl.core.audit import Watch
 from fedcl.core.channel import mechanism
+from fedcl.core.data.stream import Stream
 from fedcl.core.door import Door
 from fedcl.core.engine import Engine
 from fedcl.core.exchange import Exchange
 from fedcl.core.owed import owed
 from fedcl.core.params import copy
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
 from fedcl.core.watched import Watched
 from fedcl.journal import Journal

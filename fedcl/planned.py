@@ -17,11 +17,11 @@ from torch import nn
 from fedcl.assembly import is_live
 from fedcl.config import Experiment
 from fedcl.core.block import Batching
-from fedcl.core.dataset import ArrayTable
-from fedcl.core.layers import input_width, protected_layers
+from fedcl.core.data.dataset import ArrayTable
+from fedcl.core.data.stream import Stream
+from fedcl.core.features.layers import input_width, protected_layers
 from fedcl.core.method import Needs, Sizes
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
 from fedcl.workload import training_flops
 
 _GROUPS = 64  # groups of clients of about the same size whose memories are worked out together

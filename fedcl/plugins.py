@@ -19,11 +19,11 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from fedcl.core.data.scenario import Order, Partition, StreamPlan
 from fedcl.core.errors import ConfigError
 from fedcl.core.local import Trainer
 from fedcl.core.method import Method
-from fedcl.core.scenario import Order, Partition, StreamPlan
-from fedcl.core.schedule import SCHEDULES, Schedule
+from fedcl.core.training.schedule import SCHEDULES, Schedule
 from fedcl.streams._order import ORDERS
 from fedcl.streams._partition import PARTITIONS
 

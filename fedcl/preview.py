@@ -14,8 +14,8 @@ from rich.text import Text
 
 from fedcl.assembly import build_site, check_minimum
 from fedcl.config import Experiment
-from fedcl.core.schedule import Constant, Pace
-from fedcl.core.stream import Stream
+from fedcl.core.data.stream import Stream
+from fedcl.core.training.schedule import Constant, Pace
 from fedcl.forecast import (
     Forecast,
     check_room,

@@ -8,10 +8,10 @@ from typing import Any
 
 from fedcl.assembly import is_live
 from fedcl.config import Experiment
+from fedcl.core.accounting.ledger import Event, Ledger, Mechanism
+from fedcl.core.accounting.units import client_round, client_task
 from fedcl.core.channel import mechanism
-from fedcl.core.examples import ExampleMechanism
-from fedcl.core.ledger import Event, Ledger, Mechanism
-from fedcl.core.units import client_round, client_task
+from fedcl.core.privacy.examples import ExampleMechanism
 from fedcl.record import Row
 from fedcl.recordprivacy import SEEDED, UNKNOWN, record_rows, record_summary, row_of, written
 

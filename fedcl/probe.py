@@ -17,6 +17,7 @@ from fedcl.assessment import held_out_answers
 from fedcl.config import Experiment
 from fedcl.core.around import Around
 from fedcl.core.client import Client, Reply
+from fedcl.core.data.stream import Stream
 from fedcl.core.engine import BlockResult, Request
 from fedcl.core.local import Local, own_state
 from fedcl.core.memories import Memories
@@ -24,7 +25,6 @@ from fedcl.core.params import Params
 from fedcl.core.population import sample
 from fedcl.core.seeds import seed_of
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
 from fedcl.decomposition import PAYLOAD
 from fedcl.record import COSTS, Row

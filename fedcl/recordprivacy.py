@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fedcl.core.examples import ExampleMechanism
-from fedcl.core.recordledger import RecordEvent, RecordLedger
+from fedcl.core.accounting.recordledger import RecordEvent, RecordLedger
+from fedcl.core.privacy.examples import ExampleMechanism
 from fedcl.record import Row
 
 SEEDED = "ε not valid: seeded noise"

@@ -14,11 +14,11 @@ from torch import Tensor
 from fedcl.assembly import build_model, build_site
 from fedcl.config import Experiment, parse
 from fedcl.core.audit import Records
+from fedcl.core.data.fetch import fetch
+from fedcl.core.data.stream import Stream
 from fedcl.core.evaluate import predicted
-from fedcl.core.fetch import fetch
-from fedcl.core.sidebyside import Joined, Meeting, side_by_side
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
+from fedcl.core.training.sidebyside import Joined, Meeting, side_by_side
 
 
 def repeated(

@@ -8,16 +8,16 @@ from typing import Any
 
 from fedcl.config import Experiment
 from fedcl.core.channel import mechanism
+from fedcl.core.data.stream import Stream
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.errors import FedclError
 from fedcl.core.exchange import Exchange
 from fedcl.core.federation import Federation
-from fedcl.core.noise import seed_below
 from fedcl.core.population import sample
 from fedcl.core.presence import Presence
+from fedcl.core.privacy.noise import seed_below
 from fedcl.core.seeds import seed_of
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
 from fedcl.core.task import TaskInfo
 from fedcl.core.tree import settle
 

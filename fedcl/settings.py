@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedcl.core.local import Trainer
-from fedcl.core.schedule import Schedule
+from fedcl.core.training.schedule import Schedule
 
 
 @dataclass(frozen=True)

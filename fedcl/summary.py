@@ -17,8 +17,8 @@ import numpy as np
 
 from fedcl import __version__, metrics
 from fedcl.config import Experiment
+from fedcl.core.data.stream import Stream
 from fedcl.core.errors import ConfigError
-from fedcl.core.stream import Stream
 from fedcl.decomposition import PAYLOAD, by_task, loss_decomposition, mean
 from fedcl.evaluations import accuracy_matrix, over_clients
 from fedcl.record import Record, Row

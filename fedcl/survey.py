@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from fedcl.config import Experiment
+from fedcl.core.data.stream import Stream
 from fedcl.core.memories import Memories
 from fedcl.core.method import Method
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
 from fedcl.core.survey import Examination, Finding, Known, findings, models_of, stream_at
 from fedcl.core.tree import nbytes
 from fedcl.record import COSTS, EVALUATIONS, REJECTED, Row

@@ -17,13 +17,13 @@ from fedcl.config import Experiment, parse
 from fedcl.core.block import Batching
 from fedcl.core.block import Path as TrainingPath
 from fedcl.core.client import Model
+from fedcl.core.data.stream import Stream
 from fedcl.core.engine import Position, Request
 from fedcl.core.errors import ConfigError, FedclError
 from fedcl.core.local import Local, cross_entropy
-from fedcl.core.noise import secret_root
 from fedcl.core.params import copy
+from fedcl.core.privacy.noise import secret_root
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
 
 _PATHS: tuple[TrainingPath, ...] = ("loop", "fused", "grouped", "vmap")
 _BLOCKS = (8, 16, 32, 64)

@@ -6,8 +6,8 @@ from typing import Any
 
 from fedcl.config import Experiment
 from fedcl.core.cost import forward_flops
+from fedcl.core.data.stream import Stream
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
 
 
 def visits(experiment: Experiment, stream: Stream) -> float:

@@ -30,7 +30,7 @@ from torch import Tensor
 import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment, parse
-from fedcl.core.analytic import Regressors, head_of
+from fedcl.core.features.analytic import Regressors, head_of
 from fedcl.core.federation import Federation
 from fedcl.core.model import Net
 from fedcl.methods.analytic import Analytic, State

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import fedcl
-from fedcl.core.stream import Stream
+from fedcl.core.data.stream import Stream
 from fedcl.datasets.digits import Digits
 from fedcl.experiment import Progress
 from fedcl.streams.domain_incremental import DomainIncremental

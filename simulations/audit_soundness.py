@@ -26,9 +26,9 @@ import fedcl
 from fedcl.channels.central_dp import CentralDp
 from fedcl.config import parse
 from fedcl.core import release
-from fedcl.core.accounting import Charge
-from fedcl.core.calibration import multiplier
-from fedcl.core.noise import gaussian
+from fedcl.core.accounting.calibration import multiplier
+from fedcl.core.accounting.composition import Charge
+from fedcl.core.privacy.noise import gaussian
 
 ROUNDS, TASKS, DELTA = 5, 2, 1e-5
 SMOKE: Mapping[str, Any] = {

@@ -31,15 +31,15 @@ from torch.nn import functional as F
 from fedcl.assembly import build_site
 from fedcl.config import parse
 from fedcl.core.block import Batching
-from fedcl.core.bookkeeping import Losses, clipped_sum
 from fedcl.core.client import Model
 from fedcl.core.engine import Position, Request
 from fedcl.core.local import Local, Trainer, cross_entropy
 from fedcl.core.model import Net
-from fedcl.core.noise import secret_root
 from fedcl.core.params import Params
 from fedcl.core.params import copy as copied
-from fedcl.core.privatedraws import PrivateSettings, hide
+from fedcl.core.privacy.bookkeeping import Losses, clipped_sum
+from fedcl.core.privacy.draws import PrivateSettings, hide
+from fedcl.core.privacy.noise import secret_root
 from fedcl.core.site import Site
 from fedcl.models.cnn import Cnn
 from fedcl.models.mlp import Mlp

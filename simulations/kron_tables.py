@@ -26,11 +26,11 @@ from study_tables import show, spread
 
 import fedcl
 from fedcl.assembly import build_site
-from fedcl.core.kronecker import KroneckerMoments
-from fedcl.core.layers import guarded_layers
+from fedcl.core.consolidation.kronecker import KroneckerMoments
+from fedcl.core.data.stream import Stream
+from fedcl.core.features.layers import guarded_layers
 from fedcl.core.model import Net
 from fedcl.core.statistic import Statistic
-from fedcl.core.stream import Stream
 from fedcl.methods.kron import Question
 from fedcl.reporting.style import CYCLE, MARKERS, page, png
 

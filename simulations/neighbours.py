@@ -36,8 +36,8 @@ from torch import Tensor
 import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment, available
+from fedcl.core.data.stream import Stream
 from fedcl.core.seeds import torch_generator
-from fedcl.core.stream import Stream
 from fedcl.core.task import Examples, join
 
 METHODS = ("target", "mfcl", "lander")  # those that draw images

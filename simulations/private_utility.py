@@ -25,15 +25,15 @@ from runner import CONFIGS, Cell, arguments, summary_of, work
 from study_tables import show, spread
 
 from fedcl.config import load_config
-from fedcl.core.accounting import Charge
-from fedcl.core.appearances import appearances
-from fedcl.core.calibration import multiplier
+from fedcl.core.accounting.appearances import appearances
+from fedcl.core.accounting.calibration import multiplier
+from fedcl.core.accounting.composition import Charge
+from fedcl.core.accounting.ledger import Draw, Event, charges
+from fedcl.core.accounting.recordledger import RecordEvent, RecordLedger, grouped
 from fedcl.core.client import Spent
-from fedcl.core.examples import ExampleMechanism
-from fedcl.core.ledger import Draw, Event, charges
-from fedcl.core.privatedraws import PrivateSettings
-from fedcl.core.recordledger import RecordEvent, RecordLedger, grouped
-from fedcl.core.stream import Stream
+from fedcl.core.data.stream import Stream
+from fedcl.core.privacy.draws import PrivateSettings
+from fedcl.core.privacy.examples import ExampleMechanism
 
 EPSILONS = (1.0, 3.0, 8.0, math.inf)
 STREAMS = {"Permuted MNIST": "private_pmnist.toml", "Split digits": "private_digits.toml"}

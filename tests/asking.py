@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 from fedcl.core.channel import Aggregate
 from fedcl.core.client import Client, Model, Reply, Spent
 from fedcl.core.coverage import KEPT, OWN, UNDECLARED, Coverage
+from fedcl.core.features.layers import guarded_layers
+from fedcl.core.features.moments import InputMoments, Inputs
 from fedcl.core.federation import Federation
-from fedcl.core.layers import guarded_layers
 from fedcl.core.local import cross_entropy
 from fedcl.core.method import Method
-from fedcl.core.moments import InputMoments, Inputs
 from fedcl.core.params import Params
 from fedcl.core.statistic import Statistic
 from fedcl.core.task import Examples

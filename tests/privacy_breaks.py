@@ -13,15 +13,18 @@ import torch
 from fedcl import rounds
 from fedcl.auditing import canaries, gaussians, leakage, membership, thresholds
 from fedcl.channels.central_dp import CentralDp
-from fedcl.core import accounting, banded, federation, ledger, release, site
-from fedcl.core.accounting import Charge
+from fedcl.core import federation, release, site
+from fedcl.core.accounting import composition as accounting
+from fedcl.core.accounting import ledger
+from fedcl.core.accounting.composition import Charge
+from fedcl.core.accounting.ledger import Event, Ledger, Mechanism
 from fedcl.core.channel import Aggregate, Sending
 from fedcl.core.client import Client, Reply
-from fedcl.core.clipping import clipped_to_send
-from fedcl.core.ledger import Event, Ledger, Mechanism
-from fedcl.core.noise import gaussian
 from fedcl.core.population import sample
-from fedcl.core.renyi import Renyi
+from fedcl.core.privacy import banded
+from fedcl.core.privacy.clipping import clipped_to_send
+from fedcl.core.privacy.noise import gaussian
+from fedcl.core.privacy.renyi import Renyi
 from tests import privacy_checks as checks
 
 Check = Callable[[], None]

@@ -17,11 +17,11 @@ import fedcl
 from fedcl.channels.central_dp import CentralDp
 from fedcl.config import available
 from fedcl.core import release
-from fedcl.core.accounting import Charge, epsilon
+from fedcl.core.accounting.composition import Charge, epsilon
+from fedcl.core.accounting.ledger import Draw, Event, charges
 from fedcl.core.errors import ConfigError, ExposureError, ResumeError
-from fedcl.core.ledger import Draw, Event, charges
-from fedcl.core.noise import gaussian
 from fedcl.core.population import sample
+from fedcl.core.privacy.noise import gaussian
 from fedcl.ledgerfile import LedgerFile, opened_ledger
 from tests import sly
 from tests.tiny import Interrupted, interrupt_after, read_csv, same, tiny

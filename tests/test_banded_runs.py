@@ -11,9 +11,9 @@ import torch
 import fedcl
 from fedcl.config import Experiment, parse
 from fedcl.core import release
-from fedcl.core.accounting import Charge, epsilon
-from fedcl.core.banded import coefficients, sensitivity
+from fedcl.core.accounting.composition import Charge, epsilon
 from fedcl.core.errors import ConfigError
+from fedcl.core.privacy.banded import coefficients, sensitivity
 
 
 def turns(bands: int, **others: Any) -> Experiment:

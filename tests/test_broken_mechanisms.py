@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedcl.core import accounting
+from fedcl.core.accounting import composition as accounting
 from tests import privacy_checks
 from tests.privacy_breaks import BREAKS, Check
 

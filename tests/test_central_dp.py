@@ -17,11 +17,11 @@ from torch import Tensor
 
 import fedcl
 from fedcl.core import release
-from fedcl.core.accounting import Charge, epsilon
+from fedcl.core.accounting.composition import Charge, epsilon
 from fedcl.core.channel import Aggregate
 from fedcl.core.errors import ConfigError, ExposureError
-from fedcl.core.noise import gaussian
 from fedcl.core.population import sample
+from fedcl.core.privacy.noise import gaussian
 from fedcl.ledgerfile import LedgerFile
 from fedcl.report import write_comparison, write_report
 from tests import hostile

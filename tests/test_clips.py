@@ -19,21 +19,21 @@ from fedcl.aggregations.mean import Mean
 from fedcl.channels import central_dp
 from fedcl.channels.central_dp import CentralDp
 from fedcl.config import Experiment, parse
-from fedcl.core import adaptive
-from fedcl.core.accounting import Charge, epsilon
-from fedcl.core.adaptive import count_weight, followed, unclipped_share
+from fedcl.core.accounting.composition import Charge, epsilon
+from fedcl.core.accounting.ledger import Mechanism
 from fedcl.core.channel import Sending, fold
 from fedcl.core.client import Client, Model, Reply
-from fedcl.core.clipping import norm
 from fedcl.core.door import Door
 from fedcl.core.engine import BlockResult, Position, Request
 from fedcl.core.errors import ConfigError
 from fedcl.core.federation import Federation
 from fedcl.core.guard import bound_of, declared
-from fedcl.core.ledger import Mechanism
 from fedcl.core.local import Local, cross_entropy
 from fedcl.core.memories import Memories
-from fedcl.core.noise import seeded_root
+from fedcl.core.privacy import adaptive
+from fedcl.core.privacy.adaptive import count_weight, followed, unclipped_share
+from fedcl.core.privacy.clipping import norm
+from fedcl.core.privacy.noise import seeded_root
 from fedcl.core.task import TaskInfo
 from fedcl.core.wire import vocabulary
 from fedcl.engines.serial import Serial

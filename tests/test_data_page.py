@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedcl.core.dataset import Dataset
+from fedcl.core.data.dataset import Dataset
 from fedcl.core.errors import ConfigError
 from fedcl.plugins import available, find, plugin
 from tests import hub_files, pictures

@@ -15,14 +15,14 @@ from scipy.stats import kstest, norm
 from torch import Tensor
 
 import fedcl
-from fedcl.core import distributed
-from fedcl.core.accounting import Charge, epsilon, epsilon_rdp
+from fedcl.core.accounting.composition import Charge, epsilon, epsilon_rdp
 from fedcl.core.channel import Aggregate
-from fedcl.core.discrete import discrete_gaussian
-from fedcl.core.distributed import Plan, Shares, plan
 from fedcl.core.errors import ConfigError, ExposureError
-from fedcl.core.noise import generator
-from fedcl.core.renyi import Renyi
+from fedcl.core.privacy import distributed
+from fedcl.core.privacy.discrete import discrete_gaussian
+from fedcl.core.privacy.distributed import Plan, Shares, plan
+from fedcl.core.privacy.noise import generator
+from fedcl.core.privacy.renyi import Renyi
 from fedcl.ledgerfile import LedgerFile
 from tests import hostile, sealing
 from tests.conformance import every_method, light

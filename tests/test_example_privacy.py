@@ -11,10 +11,10 @@ import pytest
 import fedcl
 from fedcl.assembly import build_site
 from fedcl.auditing.residuals import dependences, judged
-from fedcl.core import noise
 from fedcl.core.block import Path as TrainingPath
 from fedcl.core.errors import ClientError
 from fedcl.core.params import Params
+from fedcl.core.privacy import noise
 from fedcl.tuning import tuned
 from tests.ray_house import RayHouse
 from tests.tiny import (

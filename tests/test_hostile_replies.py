@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import fedcl
-from fedcl.core.adversary import Adversary
+from fedcl.core.attacks.adversary import Adversary
+from fedcl.core.attacks.lies import Attackers, alie_factor
 from fedcl.core.client import Model, Reply
 from fedcl.core.engine import Answer, Position, Request
 from fedcl.core.errors import ClientError, ConfigError, FedclError
 from fedcl.core.guard import fault, majority
-from fedcl.core.lies import Attackers, alie_factor
 from fedcl.core.local import Local, cross_entropy
 from tests.test_watching import LOOKS, Look
 from tests.tiny import Interrupted, assert_same_folders, interrupt_after, read_csv, same, tiny

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import fedcl
 from fedcl.core.channel import Aggregate
-from fedcl.core.subspace import pack, unpack
+from fedcl.core.features.subspace import pack, unpack
 
 PAIRS = [(stream, row) for stream in SETTINGS for row in ROWS if possible(stream, row)]
 

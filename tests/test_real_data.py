@@ -7,7 +7,7 @@ import pytest
 
 import fedcl
 from fedcl.assembly import build_site
-from fedcl.core.stream import Stream
+from fedcl.core.data.stream import Stream
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -14,14 +14,14 @@ from opacus.accountants import PRVAccountant
 
 import fedcl
 from fedcl.channels.secure_aggregation import SecureAggregation
-from fedcl.core.accounting import Charge, epsilon
-from fedcl.core.appearances import appearances
+from fedcl.core.accounting.appearances import appearances
+from fedcl.core.accounting.composition import Charge, epsilon
+from fedcl.core.accounting.recordledger import RecordEvent, RecordLedger, grouped
 from fedcl.core.channel import Sending
 from fedcl.core.client import Client, Reply, Spent
-from fedcl.core.clipping import norm
 from fedcl.core.errors import ConfigError, ExposureError
 from fedcl.core.population import Simulated
-from fedcl.core.recordledger import RecordEvent, RecordLedger, grouped
+from fedcl.core.privacy.clipping import norm
 from fedcl.core.task import Examples
 from fedcl.ledgerfile import LedgerFile
 from fedcl.report import write_report

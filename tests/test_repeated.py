@@ -12,9 +12,9 @@ import torch
 
 import fedcl
 from fedcl.core.audit import Records
-from fedcl.core.dataset import ArrayTable, Dataset
+from fedcl.core.data.dataset import ArrayTable, Dataset
+from fedcl.core.data.stream import Stream
 from fedcl.core.errors import ClientError
-from fedcl.core.stream import Stream
 from fedcl.datasets.synthetic import Synthetic
 from fedcl.loop import asked_again
 from fedcl.repeated import Repeats, repeated

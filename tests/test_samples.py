@@ -12,7 +12,7 @@ import torch
 import fedcl
 from fedcl.config import Experiment
 from fedcl.core.errors import ConfigError
-from fedcl.core.samples import EACH, MOST, few_of_each
+from fedcl.core.generative.samples import EACH, MOST, few_of_each
 from fedcl.report import write_report
 from fedcl.reporting.samples import Samples, choose, grids, read_samples
 from tests.fake_runs import write_run

@@ -17,11 +17,11 @@ import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment, override, parse
 from fedcl.core import wire
+from fedcl.core.data.stream import Stream
 from fedcl.core.engine import BlockResult, Engine, Request
 from fedcl.core.memories import Memories
 from fedcl.core.params import Params
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
 from fedcl.record import Record
 from fedcl.store import Store
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from fedcl.core.attacks.poison import Poison
 from fedcl.core.audit import Finding, Predict, Subject, Watch
 from fedcl.core.errors import ConfigError
 from fedcl.core.params import Params
-from fedcl.core.poison import Poison
 from fedcl.core.task import Examples
 
 __all__ = ["Backdoor"]

@@ -28,10 +28,10 @@ from fedcl.auditing.labels import (
 from fedcl.audits._originals import candidates_at
 from fedcl.audits._payload_watch import PayloadWatch
 from fedcl.audits._payloads import kinds
-from fedcl.core.analytic import Correlations
+from fedcl.core.attacks.inversion import labels_of
 from fedcl.core.audit import Finding, Subject, Watch
 from fedcl.core.engine import Request
-from fedcl.core.inversion import labels_of
+from fedcl.core.features.analytic import Correlations
 from fedcl.core.params import Params
 from fedcl.core.task import Examples
 

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from fedcl.auditing.residuals import TOTAL, judged, residual
 from fedcl.core.audit import Finding, Release, Subject, Watch
-from fedcl.core.banded import coefficients
 from fedcl.core.errors import ConfigError
 from fedcl.core.params import Params
+from fedcl.core.privacy.banded import coefficients
 from fedcl.core.seeds import numpy_generator
 
 __all__ = ["Residual"]

@@ -5,7 +5,7 @@ sum; means divide by the expected number of clients (McMahan et al., Learning di
 recurrent language models, ICLR 2018, arXiv 1710.06963: the estimator of fixed denominator). The
 server adds the noise, so it is trusted; the model and all that is made of it are protected.
 
-With a `quantile` clips follow the replies (`fedcl.core.adaptive`).
+With a `quantile` clips follow the replies (`fedcl.core.privacy.adaptive`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import torch
 
-from fedcl.core.adaptive import count_weight, followed, unclipped_share
+from fedcl.core.accounting.ledger import Mechanism
 from fedcl.core.channel import Aggregate, Sending
 from fedcl.core.client import Client, Reply
-from fedcl.core.clipping import clipped_to_send, norm
-from fedcl.core.ledger import Mechanism
+from fedcl.core.privacy.adaptive import count_weight, followed, unclipped_share
+from fedcl.core.privacy.clipping import clipped_to_send, norm
 
 __all__ = ["CentralDp"]
 
@@ -42,8 +42,9 @@ class CentralDp:
         budget: Largest epsilon that may be spent; a release that would exceed it does not happen. 0
             for no limit.
         bands: Above 1, the noise of training is correlated over the rounds of a stage by a banded
-            matrix (DP-FTRL, `fedcl.core.banded`): less of it in all, without random sampling, for
-            clients who take turns and wait for that many rounds. Statistics get independent noise.
+            matrix (DP-FTRL, `fedcl.core.privacy.banded`): less of it in all, without random
+            sampling, for clients who take turns and wait for that many rounds. Statistics get
+            independent noise.
         quantile: Share of the replies that are not to be clipped: each program's clip that `clips`
             does not name follows that quantile of its replies' norms. 0 keeps `clip`.
         clip_rate: How fast: a clip changes by a factor of exp(clip_rate) in a round at most, but

@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+from fedcl.core.accounting.ledger import Mechanism
 from fedcl.core.channel import Aggregate, Sending
 from fedcl.core.client import Client, Reply
-from fedcl.core.distributed import Kind, Plan, Shares, encoded, plan
 from fedcl.core.errors import ConfigError
-from fedcl.core.ledger import Mechanism
+from fedcl.core.privacy.distributed import Kind, Plan, Shares, encoded, plan
 
 __all__ = ["DistributedDp"]
 

@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedcl.core.accounting.ledger import Draw, Mechanism
+from fedcl.core.attacks.poison import Poison
 from fedcl.core.client import Reply
-from fedcl.core.dataset import IntArray
+from fedcl.core.data.dataset import IntArray
 from fedcl.core.engine import Position, Request
 from fedcl.core.exchange import Exchange
-from fedcl.core.ledger import Draw, Mechanism
 from fedcl.core.memories import Memories
 from fedcl.core.params import Params
-from fedcl.core.poison import Poison
 
 if TYPE_CHECKING:
+    from fedcl.core.data.stream import Stream
     from fedcl.core.method import Method
     from fedcl.core.site import Site
-    from fedcl.core.stream import Stream
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fedcl.core.accounting.ledger import Mechanism
 from fedcl.core.client import Client, Reply
-from fedcl.core.ledger import Mechanism
 from fedcl.core.params import Params
 
 
@@ -61,14 +61,14 @@ class Sending:
 class Transform(Protocol):
     """One step of a channel: what a file in `channels/` offers.
 
-    A step that clips may have a property `mechanism` (`fedcl.core.ledger.Mechanism`): the door then
-    charges each release, adds the noise to the sum, and divides means by a public constant. Where
-    what it does differs between exchanges it has `mechanism_at(program, state, expected)` too. A
-    step whose clients must know its server half's state has `tells(program, state, expected)`: what
-    goes down with an exchange. `expected` is the public number of clients asked on average. A step
-    that promises a norm for every reply has `bound(sending)`, and `keeps_form` where a reply has
-    the same names, shapes and types after it. A step with `least` hands out no sum of fewer
-    clients.
+    A step that clips may have a property `mechanism` (`fedcl.core.accounting.ledger.Mechanism`):
+    the door then charges each release, adds the noise to the sum, and divides means by a public
+    constant. Where what it does differs between exchanges it has `mechanism_at(program, state,
+    expected)` too. A step whose clients must know its server half's state has `tells(program,
+    state, expected)`: what goes down with an exchange. `expected` is the public number of clients
+    asked on average. A step that promises a norm for every reply has `bound(sending)`, and
+    `keeps_form` where a reply has the same names, shapes and types after it. A step with `least`
+    hands out no sum of fewer clients.
     """
 
     @property

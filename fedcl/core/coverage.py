@@ -15,8 +15,8 @@ from typing import Any, Literal
 from fedcl.core.client import Program, Spent
 from fedcl.core.engine import BlockResult, program_name
 from fedcl.core.errors import ExposureError
-from fedcl.core.examples import ExampleMechanism
 from fedcl.core.local import Local, change, own_data, own_state
+from fedcl.core.privacy.examples import ExampleMechanism
 from fedcl.core.statistic import Statistic
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from fedcl.core.accounting.ledger import Ledger
 from fedcl.core.aggregation import Aggregation
 from fedcl.core.audit import Watch
 from fedcl.core.channel import Aggregate, Channel, hides_replies
@@ -13,13 +14,12 @@ from fedcl.core.client import Program
 from fedcl.core.coverage import UNDECLARED, Coverage
 from fedcl.core.engine import Engine, Position, program_name
 from fedcl.core.errors import ConfigError
-from fedcl.core.examples import ExampleMechanism
 from fedcl.core.exchange import Exchange
 from fedcl.core.exposure import least_answers
-from fedcl.core.ledger import Ledger
 from fedcl.core.local import Local
 from fedcl.core.memories import Memories
 from fedcl.core.owed import Owed
+from fedcl.core.privacy.examples import ExampleMechanism
 from fedcl.core.seeds import seed_of
 from fedcl.core.wire import Vocabulary, check
 

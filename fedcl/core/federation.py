@@ -22,10 +22,10 @@ from fedcl.core.exchange import Exchange, add_block
 from fedcl.core.exposure import check_each, check_sum
 from fedcl.core.local import Local, Loss, Penalty, Project
 from fedcl.core.model import Net
-from fedcl.core.noise import key_of
 from fedcl.core.params import Params
 from fedcl.core.population import answering
-from fedcl.core.privatestatistic import noise_in
+from fedcl.core.privacy.noise import key_of
+from fedcl.core.privacy.statistic import noise_in
 from fedcl.core.recordrelease import charge, charge_ahead
 from fedcl.core.release import draw_of, expected_of, nothing_of, release
 from fedcl.core.seeds import seed_of

@@ -27,8 +27,9 @@ class CrossEntropy:
     """Cross-entropy over the head of the scenario, one value per example.
 
     Attributes:
-        rowwise: The masks of a task may come one for each row; see `fedcl.core.fused`.
-        heeds_message: It does not look at what the client received; see `fedcl.core.jointly`.
+        rowwise: The masks of a task may come one for each row; see `fedcl.core.training.fused`.
+        heeds_message: It does not look at what the client received; see
+            `fedcl.core.training.jointly`.
         masked: Compare only the classes of the client's present task. It moves published
             class-incremental results by many points, so it is a named switch.
     """

@@ -122,7 +122,8 @@ class Method(ABC, Generic[S]):
     def synthetic(self, state: S, seed: int) -> Examples | None:
         """Returns images that the state holds or can draw, for the record; None without any.
 
-        It is asked at each stage's end, for a few of each class: see `fedcl.core.samples`.
+        It is asked at each stage's end, for a few of each class: see
+        `fedcl.core.generative.samples`.
 
         Args:
             state: The method's state.

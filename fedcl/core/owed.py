@@ -8,10 +8,10 @@ from typing import Any
 
 from fedcl.core.client import Program, Spent
 from fedcl.core.coverage import Coverage, covered
+from fedcl.core.data.stream import Stream
 from fedcl.core.errors import ConfigError
 from fedcl.core.local import Local, own_data
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
 
 # Returns what clients that are asked to run a program at a stage spend with their answers at most.
 Owed = Callable[[Coverage, Program[Any] | Local, int, Sequence[int]], Mapping[int, Spent]]

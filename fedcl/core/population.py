@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedcl.core.attacks.poison import Poison
 from fedcl.core.block import Block
 from fedcl.core.client import Client
-from fedcl.core.dataset import IntArray
-from fedcl.core.fetch import Rows
-from fedcl.core.poison import Poison
+from fedcl.core.data.dataset import IntArray
+from fedcl.core.data.fetch import Rows
+from fedcl.core.data.stream import Stream
 from fedcl.core.seeds import numpy_generator
-from fedcl.core.stream import Stream
 from fedcl.core.task import ClientTask, Examples
 from fedcl.core.tree import move, settle
 

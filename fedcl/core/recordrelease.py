@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from fedcl.core.accounting.recordledger import RecordEvent, grouped
 from fedcl.core.client import Program
 from fedcl.core.coverage import is_trusted, spent_of
 from fedcl.core.door import Door
@@ -13,7 +14,6 @@ from fedcl.core.engine import BlockResult, Position, program_name
 from fedcl.core.errors import ConfigError
 from fedcl.core.local import Local
 from fedcl.core.owed import knows_rows
-from fedcl.core.recordledger import RecordEvent, grouped
 
 
 def charge_ahead(

@@ -6,8 +6,8 @@ from typing import Any
 
 from fedcl.core.channel import Channel, mechanism
 from fedcl.core.errors import ConfigError, ExposureError
-from fedcl.core.examples import ExampleMechanism
 from fedcl.core.method import Method
+from fedcl.core.privacy.examples import ExampleMechanism
 
 
 def check_records(

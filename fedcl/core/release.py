@@ -9,15 +9,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fedcl.core.accounting.ledger import Draw, Event, Mechanism
 from fedcl.core.audit import Release
-from fedcl.core.banded import coefficients, correlated, inverse, separation_of
 from fedcl.core.channel import Aggregate
-from fedcl.core.distributed import decoded, plan
 from fedcl.core.door import Door
 from fedcl.core.engine import Position
 from fedcl.core.errors import ConfigError
-from fedcl.core.ledger import Draw, Event, Mechanism
-from fedcl.core.noise import gaussian
+from fedcl.core.privacy.banded import coefficients, correlated, inverse, separation_of
+from fedcl.core.privacy.distributed import decoded, plan
+from fedcl.core.privacy.noise import gaussian
 
 
 def expected_of(door: Door, members: Sequence[int], clients: Sequence[int] | None) -> int:

@@ -1,8 +1,8 @@
 """Local stochastic gradient descent of one client: the reference, with plain PyTorch's bits.
 
 Which rows a step takes and which units it drops are functions of the client's seed, so that paths
-that train many clients at once (`fedcl.core.fused`, `fedcl.core.vmapped`) do the same and differ by
-rounding alone. The loop does the operations of `torch.optim.SGD` in its order.
+that train many clients at once (`fedcl.core.training.fused`, `fedcl.core.training.vmapped`) do the
+same and differ by rounding alone. The loop does the operations of `torch.optim.SGD` in its order.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedcl.core.augment import Augmentation, view_draws, viewed
 from fedcl.core.client import Client
+from fedcl.core.data.augment import Augmentation, view_draws, viewed
 from fedcl.core.local import Local, Project, check_losses
 from fedcl.core.model import Dropout, Net, dropouts
 from fedcl.core.params import Params

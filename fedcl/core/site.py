@@ -15,16 +15,16 @@ from fedcl.core.block import Batching, Block
 from fedcl.core.channel import Channel, Sending, fold
 from fedcl.core.client import Client, Each, Reply, Unchanged
 from fedcl.core.engine import Answer, BlockResult, Position, Request, diverged, failure
-from fedcl.core.examples import ExampleMechanism
 from fedcl.core.local import Local, Trainer
-from fedcl.core.noise import key_of
 from fedcl.core.params import not_finite
 from fedcl.core.population import Population
-from fedcl.core.precision import reduced
-from fedcl.core.privatestatistic import PrivateStatistic
-from fedcl.core.schedule import Pace
+from fedcl.core.privacy.examples import ExampleMechanism
+from fedcl.core.privacy.noise import key_of
+from fedcl.core.privacy.statistic import PrivateStatistic
 from fedcl.core.seeds import seed_of
 from fedcl.core.statistic import Statistic
+from fedcl.core.training.precision import reduced
+from fedcl.core.training.schedule import Pace
 from fedcl.core.tree import settle
 
 

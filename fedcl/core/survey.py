@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedcl.core.channel import hides_replies, mechanism
+from fedcl.core.data.stream import Stream
 from fedcl.core.errors import ExposureError
 from fedcl.core.evaluate import Answers, answer
 from fedcl.core.memories import Memories
@@ -23,7 +24,6 @@ from fedcl.core.method import Method
 from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
 from fedcl.core.task import Examples
 from fedcl.core.tree import settle
 

@@ -19,31 +19,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fedcl.core import (
-    analytic,
-    anchors,
-    carried,
-    client,
-    compensation,
-    datafree,
-    distillation,
-    generator,
-    globalsample,
-    importance,
-    informative,
-    known,
-    kronecker,
-    local,
-    memory,
-    moments,
-    optimizer,
-    pictures,
-    prototypes,
-    statistic,
-    synthesis,
-    task,
-    tempered,
-)
+from fedcl.core import client, local, optimizer, statistic, task
+from fedcl.core.consolidation import importance, kronecker
+from fedcl.core.features import analytic, moments
+from fedcl.core.generative import carried, datafree, generator, known, pictures, synthesis
+from fedcl.core.losses import anchors, compensation, distillation, prototypes, tempered
+from fedcl.core.replay import globalsample, informative, memory
 
 
 @dataclass(frozen=True)

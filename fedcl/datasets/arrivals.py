@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedcl.core.arrival import Arrival
-from fedcl.core.cache import Cache
-from fedcl.core.dataset import ArrayTable, Dataset
-from fedcl.core.diary import FILE
+from fedcl.core.data.arrival import Arrival
+from fedcl.core.data.cache import Cache
+from fedcl.core.data.dataset import ArrayTable, Dataset
+from fedcl.core.data.diary import FILE
 from fedcl.core.errors import ConfigError
 from fedcl.core.seeds import seed_of
 from fedcl.datasets._archive import read_archive, read_inputs, read_labels

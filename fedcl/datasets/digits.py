@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.dataset import ArrayTable, Dataset, IntArray
+from fedcl.core.data.dataset import ArrayTable, Dataset, IntArray
 from fedcl.core.errors import ConfigError
 
 __all__ = ["Digits"]

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from fedcl.core.dataset import Dataset
+from fedcl.core.data.dataset import Dataset
 from fedcl.core.errors import ConfigError
 from fedcl.datasets._holdout import random_rows
 from fedcl.datasets._images import Encoded, ImageOptions

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.dataset import ArrayTable, Dataset
+from fedcl.core.data.dataset import ArrayTable, Dataset
 from fedcl.core.errors import ConfigError
 from fedcl.datasets._root import checked, named
 

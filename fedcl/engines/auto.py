@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from torch import nn
 
-from fedcl.core.blockmodel import block_model
 from fedcl.core.cost import SPEED
 from fedcl.core.engine import BlockResult, Engine, Request
 from fedcl.core.memories import Memories
 from fedcl.core.site import Site
+from fedcl.core.training.blockmodel import block_model
 from fedcl.engines.serial import Serial
 from fedcl.engines.vectorized import Vectorized
 

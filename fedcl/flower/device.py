@@ -17,7 +17,7 @@ from pathlib import Path
 from flwr.app import Context
 
 from fedcl.core.errors import ConfigError
-from fedcl.core.noise import key_of
+from fedcl.core.privacy.noise import key_of
 from fedcl.flower.client_app import make_app
 from fedcl.flower.home import Home, Own
 from fedcl.flower.nodeconfig import NodeConfig, read

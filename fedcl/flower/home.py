@@ -17,11 +17,11 @@ from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core import wire
 from fedcl.core.client import Reply, Unchanged
+from fedcl.core.data.stream import Stream
 from fedcl.core.engine import Answer, Request
 from fedcl.core.errors import ClientError, ConfigError, FedclError
-from fedcl.core.noise import key_of
+from fedcl.core.privacy.noise import key_of
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
 from fedcl.core.tree import settle
 from fedcl.flower import messages
 from fedcl.flower.agreement import fingerprints

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from fedcl.core import durable
 from fedcl.core.errors import ConfigError
-from fedcl.core.noise import ROOT_BYTES, key_of, secret_root
+from fedcl.core.privacy.noise import ROOT_BYTES, key_of, secret_root
 from fedcl.flower.tenancy import move_in
 
 EXPERIMENTS = 8  # of which a device keeps the memory: those that were asked last

@@ -27,7 +27,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedcl.core.analytic import (
+from fedcl.core.client import Model
+from fedcl.core.coverage import OWN, Coverage
+from fedcl.core.features.analytic import (
     ROWS,
     Correlations,
     Regressors,
@@ -37,8 +39,6 @@ from fedcl.core.analytic import (
     with_head,
     without_head,
 )
-from fedcl.core.client import Model
-from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
 from fedcl.core.local import CrossEntropy, masked_logits
 from fedcl.core.method import Method, Needs, Sizes

@@ -28,7 +28,9 @@ from torch import Tensor
 from fedcl.core.channel import fold
 from fedcl.core.client import Client, Model
 from fedcl.core.coverage import OWN, Coverage
-from fedcl.core.distillation import (
+from fedcl.core.federation import Federation
+from fedcl.core.local import CrossEntropy
+from fedcl.core.losses.distillation import (
     Distilled,
     Taught,
     answers,
@@ -37,8 +39,6 @@ from fedcl.core.distillation import (
     known_heads,
     with_teacher,
 )
-from fedcl.core.federation import Federation
-from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.params import Params, add
 from fedcl.core.seeds import torch_generator

@@ -25,14 +25,20 @@ from torch import Tensor
 from fedcl.core.channel import Aggregate
 from fedcl.core.client import Model
 from fedcl.core.coverage import OWN, Coverage
+from fedcl.core.features.layers import Head, guarded_layers
+from fedcl.core.features.moments import Inputs, LossMoments, gram_needs, grown_basis, own_space
+from fedcl.core.features.subspace import (
+    agreeing_room,
+    layer_matrix,
+    map_layers,
+    project_out,
+    unpack,
+)
 from fedcl.core.federation import Federation
-from fedcl.core.layers import Head, guarded_layers
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
-from fedcl.core.moments import Inputs, LossMoments, gram_needs, grown_basis, own_space
 from fedcl.core.params import Params, add, subtract
 from fedcl.core.statistic import Statistic
-from fedcl.core.subspace import agreeing_room, layer_matrix, map_layers, project_out, unpack
 
 __all__ = ["CUBER"]
 

@@ -26,15 +26,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedcl.core.analytic import ROWS
 from fedcl.core.client import Client
 from fedcl.core.coverage import KEPT, Coverage
+from fedcl.core.features.analytic import ROWS
 from fedcl.core.federation import Federation
 from fedcl.core.local import masked_logits
-from fedcl.core.memory import Rehearsal, Reservoir, draw, earlier_rows, present_rows, with_present
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.model import Net
 from fedcl.core.params import Params, add
+from fedcl.core.replay.memory import (
+    Rehearsal,
+    Reservoir,
+    draw,
+    earlier_rows,
+    present_rows,
+    with_present,
+)
 from fedcl.core.task import ClientTask, Examples
 
 __all__ = ["Der"]

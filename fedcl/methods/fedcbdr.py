@@ -26,11 +26,14 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fedcl.core.analytic import head_of
 from fedcl.core.client import Client
 from fedcl.core.coverage import Coverage, refused
+from fedcl.core.features.analytic import head_of
 from fedcl.core.federation import Federation
-from fedcl.core.globalsample import (
+from fedcl.core.losses.tempered import TemperedCrossEntropy, weighed
+from fedcl.core.method import Method, Needs, Sizes
+from fedcl.core.params import Params, add
+from fedcl.core.replay.globalsample import (
     Asked,
     CountRows,
     KeepChosen,
@@ -40,12 +43,9 @@ from fedcl.core.globalsample import (
     drawn,
     shared_out,
 )
-from fedcl.core.memory import Rehearsal, with_present
-from fedcl.core.method import Method, Needs, Sizes
-from fedcl.core.params import Params, add
+from fedcl.core.replay.memory import Rehearsal, with_present
 from fedcl.core.seeds import torch_generator
 from fedcl.core.task import Examples
-from fedcl.core.tempered import TemperedCrossEntropy, weighed
 
 __all__ = ["FedCBDR"]
 

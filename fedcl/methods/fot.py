@@ -19,11 +19,8 @@ from torch import Tensor
 
 from fedcl.core.client import Client, Model, Reply
 from fedcl.core.coverage import OWN, Coverage, refused
-from fedcl.core.federation import Federation
-from fedcl.core.layers import Head, guarded_layers
-from fedcl.core.local import CrossEntropy, own_state
-from fedcl.core.method import Method, Needs, Sizes
-from fedcl.core.moments import (
+from fedcl.core.features.layers import Head, guarded_layers
+from fedcl.core.features.moments import (
     InputMoments,
     Inputs,
     Sketch,
@@ -31,10 +28,13 @@ from fedcl.core.moments import (
     gram_needs,
     input_statistics,
 )
+from fedcl.core.features.subspace import project_layers
+from fedcl.core.federation import Federation
+from fedcl.core.local import CrossEntropy, own_state
+from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.optimizer import Moments, check_server, server_needs, server_step
 from fedcl.core.params import Params, add
 from fedcl.core.statistic import Statistic
-from fedcl.core.subspace import project_layers
 
 __all__ = ["FOT"]
 

@@ -21,13 +21,13 @@ from typing import Any, ClassVar
 import torch
 
 from fedcl.core.client import Client, Model
+from fedcl.core.consolidation.plasticity import chosen_layers, relative_changes
 from fedcl.core.coverage import Coverage, refused
 from fedcl.core.federation import Federation
 from fedcl.core.local import cross_entropy, own_state
-from fedcl.core.memory import RowwiseCrossEntropy, present_rows, share_budget, with_present
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.params import Params, add
-from fedcl.core.plasticity import chosen_layers, relative_changes
+from fedcl.core.replay.memory import RowwiseCrossEntropy, present_rows, share_budget, with_present
 from fedcl.core.seeds import torch_generator
 from fedcl.core.task import Examples
 

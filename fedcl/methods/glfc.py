@@ -3,8 +3,9 @@
 Dong et al., Federated class-incremental learning, CVPR 2022. THE METHOD IS A PRIVACY ATTACK BY
 DESIGN: when a stage begins each client sends, for each class that it has, the gradient of one of
 its examples in a LeNet that all share, and the server reconstructs that example's label and image
-(`fedcl.core.inversion`). On these images it judges the model of every round; the stage's best one
-is the teacher of the next. Single replies must be seen, so secure aggregation refuses the method.
+(`fedcl.core.attacks.inversion`). On these images it judges the model of every round; the stage's
+best one is the teacher of the next. Single replies must be seen, so secure aggregation refuses the
+method.
 
 Clients keep examples by herding. With s the sigmoid, BCE summed over the classes that the scenario
 allows, and r = s(teacher's logits) on classes that it knows, one-hot on others, an example has loss
@@ -36,19 +37,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedcl.core.attacks.inversion import HISTORY, TOGETHER, numbers
 from fedcl.core.client import Client, Reply
-from fedcl.core.compensation import Compensated, Lesson
 from fedcl.core.coverage import Coverage, refused
-from fedcl.core.distillation import Taught, known_heads, with_teacher
 from fedcl.core.federation import Federation
-from fedcl.core.herding import herded_memory
-from fedcl.core.inversion import HISTORY, TOGETHER, numbers
+from fedcl.core.generative.monitor import allowed_now, prototype_gradients, reconstruct, right
 from fedcl.core.local import own_state
-from fedcl.core.memory import earlier_rows, with_present
+from fedcl.core.losses.compensation import Compensated, Lesson
+from fedcl.core.losses.distillation import Taught, known_heads, with_teacher
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.model import Net
-from fedcl.core.monitor import allowed_now, prototype_gradients, reconstruct, right
 from fedcl.core.params import Params, add
+from fedcl.core.replay.herding import herded_memory
+from fedcl.core.replay.memory import earlier_rows, with_present
 from fedcl.core.task import Examples
 
 __all__ = ["GLFC"]

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from fedcl.core.client import Model
 from fedcl.core.coverage import OWN, Coverage
+from fedcl.core.features.layers import Head, guarded_layers, protected_layers
+from fedcl.core.features.moments import InputMoments, Inputs, extended_basis, gram_needs
+from fedcl.core.features.subspace import bias_of, project_layers
 from fedcl.core.federation import Federation
-from fedcl.core.layers import Head, guarded_layers, protected_layers
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
-from fedcl.core.moments import InputMoments, Inputs, extended_basis, gram_needs
 from fedcl.core.params import Params, add
 from fedcl.core.statistic import Statistic
-from fedcl.core.subspace import bias_of, project_layers
 
 __all__ = ["GPM"]
 

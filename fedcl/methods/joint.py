@@ -13,9 +13,9 @@ import torch
 from fedcl.core.client import Client, Reply
 from fedcl.core.coverage import KEPT, Coverage
 from fedcl.core.federation import Federation
-from fedcl.core.memory import Rehearsal, RowwiseCrossEntropy, present_rows, with_present
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.params import Params, add
+from fedcl.core.replay.memory import Rehearsal, RowwiseCrossEntropy, present_rows, with_present
 from fedcl.core.task import Examples, join
 
 __all__ = ["Joint"]

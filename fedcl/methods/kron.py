@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from fedcl.core.client import Model
+from fedcl.core.consolidation.kronecker import Fisher, KroneckerMoments, anchor_layers, extended
 from fedcl.core.coverage import OWN, Coverage
+from fedcl.core.features.layers import Head, guarded_layers
 from fedcl.core.federation import Federation
-from fedcl.core.kronecker import Fisher, KroneckerMoments, anchor_layers, extended
-from fedcl.core.layers import Head, guarded_layers
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.params import Params, add

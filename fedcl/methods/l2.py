@@ -23,8 +23,8 @@ from torch import Tensor
 
 from fedcl.core.client import Model
 from fedcl.core.coverage import OWN, Coverage
+from fedcl.core.features.layers import Head, guarded_layers, protected_layers
 from fedcl.core.federation import Federation
-from fedcl.core.layers import Head, guarded_layers, protected_layers
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.optimizer import Moments, check_server, server_needs, server_step

@@ -15,12 +15,12 @@ anchors' directions as labels, and `anchored` * B is among its losses.
 
 Where we differ: a file gives the classes' vectors (`vectors`); without one they are rows of a
 random orthogonal frame, which means nothing but keeps classes apart. Anchors have no negative
-numbers, since features behind a ReLU cannot have any (`fedcl.core.anchors`). Statistics of real
-data, which the authors' BatchNorm layers have, are measured as a secure sum at a stage's end
-(`fedcl.core.datafree` says what that reveals). The images come with f_old's answers and features,
-so that f_old need not be sent. The generator is one for all rounds, where the authors start its
-first layer anew in each. The last model is kept; the released code keeps the one of the round with
-the lowest training loss. Costs count what clients do.
+numbers, since features behind a ReLU cannot have any (`fedcl.core.losses.anchors`). Statistics of
+real data, which the authors' BatchNorm layers have, are measured as a secure sum at a stage's end
+(`fedcl.core.generative.datafree` says what that reveals). The images come with f_old's answers and
+features, so that f_old need not be sent. The generator is one for all rounds, where the authors
+start its first layer anew in each. The last model is kept; the released code keeps the one of the
+round with the lowest training loss. Costs count what clients do.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fedcl.core.anchors import Anchors, Bounded
 from fedcl.core.client import Client, Model, Reply
 from fedcl.core.coverage import OWN, Coverage
-from fedcl.core.distillation import Taught
 from fedcl.core.federation import Federation
-from fedcl.core.known import Shipping
+from fedcl.core.generative.known import Shipping
+from fedcl.core.generative.objective import Weights
+from fedcl.core.generative.pictures import Shipment, beside
+from fedcl.core.generative.shipping import measured, shipped, shipping_needs, some_of
+from fedcl.core.generative.synthesis import Recipe
+from fedcl.core.losses.anchors import Anchors, Bounded
+from fedcl.core.losses.distillation import Taught
+from fedcl.core.losses.prototypes import ClassVectors
 from fedcl.core.method import Method, Needs, Sizes
-from fedcl.core.objective import Weights
 from fedcl.core.params import Params, add
-from fedcl.core.pictures import Shipment, beside
-from fedcl.core.prototypes import ClassVectors
-from fedcl.core.shipping import measured, shipped, shipping_needs, some_of
-from fedcl.core.synthesis import Recipe
 from fedcl.core.task import Examples
 
 __all__ = ["Lander"]

@@ -24,17 +24,17 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedcl.core.analytic import with_head, without_head
 from fedcl.core.client import Model
 from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.errors import ConfigError
+from fedcl.core.features.analytic import with_head, without_head
+from fedcl.core.features.layers import head_inputs
 from fedcl.core.federation import Federation
-from fedcl.core.layers import head_inputs
 from fedcl.core.local import masked_logits
+from fedcl.core.losses.prototypes import ClassVectors, cosines, head_rows
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.model import Net
 from fedcl.core.params import Params, add
-from fedcl.core.prototypes import ClassVectors, cosines, head_rows
 from fedcl.core.task import ClientTask, Examples
 
 __all__ = ["Lingo"]

@@ -27,15 +27,15 @@ from torch.nn import functional as F
 
 from fedcl.core.client import Client, Model
 from fedcl.core.coverage import OWN, Coverage
-from fedcl.core.distillation import (
+from fedcl.core.federation import Federation
+from fedcl.core.local import CrossEntropy, masked_logits
+from fedcl.core.losses.distillation import (
     Taught,
     check_distillation,
     known_heads,
     over_heads,
     with_teacher,
 )
-from fedcl.core.federation import Federation
-from fedcl.core.local import CrossEntropy, masked_logits
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.model import Net
 from fedcl.core.params import Params, add

@@ -23,16 +23,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from fedcl.core.consolidation import (
+from fedcl.core.consolidation.elastic import (
     check_pull,
     consolidated,
     guarded_parameters,
     pulled_change,
 )
+from fedcl.core.consolidation.importance import (
+    ROWS,
+    Consolidated,
+    OutputSensitivity,
+    importance_needs,
+)
 from fedcl.core.coverage import OWN, Coverage
+from fedcl.core.features.layers import Head
 from fedcl.core.federation import Federation
-from fedcl.core.importance import ROWS, Consolidated, OutputSensitivity, importance_needs
-from fedcl.core.layers import Head
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.optimizer import check_server, server_needs, server_step

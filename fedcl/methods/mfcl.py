@@ -14,15 +14,15 @@ The generator follows labels, real data's statistics in f_old, an even spread of
 over the classes, and smoothness of images.
 
 Where we differ: our networks have GroupNorm, so real data's statistics are measured by the clients
-at a stage's end, as a secure sum (`fedcl.core.datafree` says of what, and what it reveals: the mean
-image for one); of earlier stages' data the server has no more than what the last generator draws,
-weighted by the number of real examples, but pixels' are remembered exactly. The released code
-divides logits by 1000 in the labels' term and takes the label that f_old names; ours are asked for,
-as in the paper. The generator is small and conditional. Four drawn images for each own one, as
-theirs, would make rounds five times as long: `ratio` is 1. They are drawn anew in each round, not
-in each step. W_old goes down in each round. In task-incremental streams every stage has logits of
-its own. The passes that are booked are the networks', own and drawn examples by f_old among them;
-the generator's on the client are not.
+at a stage's end, as a secure sum (`fedcl.core.generative.datafree` says of what, and what it
+reveals: the mean image for one); of earlier stages' data the server has no more than what the last
+generator draws, weighted by the number of real examples, but pixels' are remembered exactly. The
+released code divides logits by 1000 in the labels' term and takes the label that f_old names; ours
+are asked for, as in the paper. The generator is small and conditional. Four drawn images for each
+own one, as theirs, would make rounds five times as long: `ratio` is 1. They are drawn anew in each
+round, not in each step. W_old goes down in each round. In task-incremental streams every stage has
+logits of its own. The passes that are booked are the networks', own and drawn examples by f_old
+among them; the generator's on the client are not.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fedcl.core.carried import BalancedFeatures, Carried, Held, beside_drawn, rows_drawn
 from fedcl.core.client import Client, Model, Reply
 from fedcl.core.coverage import OWN, Coverage
 from fedcl.core.federation import Federation
-from fedcl.core.known import Known, known_now
+from fedcl.core.generative.carried import BalancedFeatures, Carried, Held, beside_drawn, rows_drawn
+from fedcl.core.generative.known import Known, known_now
+from fedcl.core.generative.objective import Weights
+from fedcl.core.generative.samples import EACH, MOST
+from fedcl.core.generative.synthesis import trained
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
-from fedcl.core.objective import Weights
 from fedcl.core.params import Params, add
-from fedcl.core.samples import EACH, MOST
-from fedcl.core.synthesis import trained
 from fedcl.core.task import Examples
 
 __all__ = ["MFCL"]

@@ -29,14 +29,14 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fedcl.core.client import Model
+from fedcl.core.consolidation.weightspace import project_sides, strongest
 from fedcl.core.coverage import OWN, Coverage
+from fedcl.core.features.layers import Head, guarded_layers
 from fedcl.core.federation import Federation
-from fedcl.core.layers import Head, guarded_layers
 from fedcl.core.local import CrossEntropy
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.optimizer import Moments, check_server, server_needs, server_step
 from fedcl.core.params import Params, add
-from fedcl.core.weightspace import project_sides, strongest
 
 __all__ = ["OSFT"]
 

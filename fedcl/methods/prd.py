@@ -26,16 +26,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedcl.core.analytic import ROWS
 from fedcl.core.client import Client, Model
 from fedcl.core.coverage import Coverage, refused
+from fedcl.core.features.analytic import ROWS
+from fedcl.core.features.layers import head_inputs
 from fedcl.core.federation import Federation
-from fedcl.core.layers import head_inputs
 from fedcl.core.local import masked_logits
+from fedcl.core.losses.prototypes import Over, contrast, cosines, head_rows, relation_distillation
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.model import Net
 from fedcl.core.params import Params, add
-from fedcl.core.prototypes import Over, contrast, cosines, head_rows, relation_distillation
 from fedcl.core.task import ClientTask, Examples
 
 __all__ = ["PRD"]

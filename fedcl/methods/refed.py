@@ -21,10 +21,10 @@ from typing import ClassVar
 from fedcl.core.client import Client
 from fedcl.core.coverage import Coverage, refused
 from fedcl.core.federation import Federation
-from fedcl.core.informative import BYTES, CacheImportant, Informative
-from fedcl.core.memory import Rehearsal, RowwiseCrossEntropy, with_present
 from fedcl.core.method import Method, Needs, Sizes
 from fedcl.core.params import Params, add
+from fedcl.core.replay.informative import BYTES, CacheImportant, Informative
+from fedcl.core.replay.memory import Rehearsal, RowwiseCrossEntropy, with_present
 from fedcl.core.task import Examples
 
 __all__ = ["ReFed"]

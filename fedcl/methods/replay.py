@@ -25,12 +25,15 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from fedcl.core.analytic import Regressors
 from fedcl.core.client import Client
 from fedcl.core.coverage import KEPT, Coverage, refused
+from fedcl.core.features.analytic import Regressors
 from fedcl.core.federation import Federation
 from fedcl.core.local import no_passes
-from fedcl.core.memory import (
+from fedcl.core.method import Method, Needs, Sizes
+from fedcl.core.model import Net
+from fedcl.core.params import Params, add
+from fedcl.core.replay.memory import (
     Rehearsal,
     Reservoir,
     RowwiseCrossEntropy,
@@ -40,11 +43,8 @@ from fedcl.core.memory import (
     share_budget,
     with_present,
 )
-from fedcl.core.method import Method, Needs, Sizes
-from fedcl.core.model import Net
-from fedcl.core.params import Params, add
+from fedcl.core.replay.selection import by_class, herded, room
 from fedcl.core.seeds import torch_generator
-from fedcl.core.selection import by_class, herded, room
 from fedcl.core.task import Examples, join
 
 __all__ = ["Replay"]

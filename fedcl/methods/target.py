@@ -8,22 +8,23 @@ global model at the last stage's end, a client then minimises
     cross-entropy on its own examples, over the present classes (`masked`)
     + strength * T^2 KL(f_old || f) on as many synthetic images, over the old classes .
 
-`fedcl.core.synthesis` makes the images. As in the paper the generator follows the labels, real
-data's statistics in f_old, and the disagreement of f_old with a student that learns along.
+`fedcl.core.generative.synthesis` makes the images. As in the paper the generator follows the
+labels, real data's statistics in f_old, and the disagreement of f_old with a student that learns
+along.
 
 Where we differ: our networks have GroupNorm, so real data's statistics are measured by the clients
-at a stage's end, as a secure sum (`fedcl.core.datafree` says of what, and what it reveals: the mean
-image for one); of earlier stages' data the server has no more than their images' statistics in the
-present model, weighted by the number of real examples, but pixels' are remembered exactly. Images
-are made when the next stage begins, so that none are made in vain after the last one. They travel
-at a byte a number with f_old's answers, so that f_old itself need not; a client that was not
-reached then trains without. A client draws its synthetic images of a round, `ratio` for each own
-example, from all of them, and both kinds share batches whose mean is the sum above; the released
-code pairs batches instead. The generator is small, is one for all rounds, and is trained by Adam
-on fresh noise, without the released code's MAML and noise of its own. The disagreement counts where
-teacher and student name different classes, as the paper says; the code masks these. In task-
-incremental streams each earlier stage's head is compared by itself. Costs count what clients do:
-the server's work is in the run's seconds alone.
+at a stage's end, as a secure sum (`fedcl.core.generative.datafree` says of what, and what it
+reveals: the mean image for one); of earlier stages' data the server has no more than their images'
+statistics in the present model, weighted by the number of real examples, but pixels' are remembered
+exactly. Images are made when the next stage begins, so that none are made in vain after the last
+one. They travel at a byte a number with f_old's answers, so that f_old itself need not; a client
+that was not reached then trains without. A client draws its synthetic images of a round, `ratio`
+for each own example, from all of them, and both kinds share batches whose mean is the sum above;
+the released code pairs batches instead. The generator is small, is one for all rounds, and is
+trained by Adam on fresh noise, without the released code's MAML and noise of its own. The
+disagreement counts where teacher and student name different classes, as the paper says; the code
+masks these. In task- incremental streams each earlier stage's head is compared by itself. Costs
+count what clients do: the server's work is in the run's seconds alone.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from typing import ClassVar
 
 from fedcl.core.client import Client, Model, Reply
 from fedcl.core.coverage import OWN, Coverage
-from fedcl.core.distillation import Taught, check_distillation
 from fedcl.core.federation import Federation
-from fedcl.core.known import Shipping
+from fedcl.core.generative.known import Shipping
+from fedcl.core.generative.objective import Weights
+from fedcl.core.generative.pictures import Rehearsed, Shipment, beside
+from fedcl.core.generative.shipping import measured, shipped, shipping_needs, some_of
+from fedcl.core.generative.synthesis import Recipe
 from fedcl.core.local import CrossEntropy
+from fedcl.core.losses.distillation import Taught, check_distillation
 from fedcl.core.method import Method, Needs, Sizes
-from fedcl.core.objective import Weights
 from fedcl.core.params import Params, add
-from fedcl.core.pictures import Rehearsed, Shipment, beside
-from fedcl.core.shipping import measured, shipped, shipping_needs, some_of
-from fedcl.core.synthesis import Recipe
 from fedcl.core.task import Examples
 
 __all__ = ["Target"]

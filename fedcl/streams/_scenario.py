@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcl.core.dataset import Dataset, IntArray
+from fedcl.core.data.dataset import Dataset, IntArray
+from fedcl.core.data.scenario import InputTransform, Order, Partition, StreamPlan, Task
+from fedcl.core.data.stream import Stream
 from fedcl.core.errors import ConfigError
-from fedcl.core.scenario import InputTransform, Order, Partition, StreamPlan, Task
 from fedcl.core.seeds import numpy_generator, seed_of
-from fedcl.core.stream import Stream
 from fedcl.core.task import ScenarioKind
 from fedcl.streams._order import Shared
 from fedcl.streams._partition import Iid, Natural

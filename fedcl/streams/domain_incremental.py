@@ -16,9 +16,9 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.dataset import Dataset, IntArray
+from fedcl.core.data.dataset import Dataset, IntArray
+from fedcl.core.data.scenario import InputTransform
 from fedcl.core.errors import ConfigError
-from fedcl.core.scenario import InputTransform
 from fedcl.core.seeds import numpy_generator
 from fedcl.core.task import ScenarioKind
 from fedcl.streams._scenario import Cut, Scenario

@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fedcl.core.dataset import Dataset, IntArray
+from fedcl.core.data.dataset import Dataset, IntArray
+from fedcl.core.data.scenario import Shares, StreamPlan, Task
+from fedcl.core.data.stream import Stream
 from fedcl.core.errors import ConfigError
-from fedcl.core.scenario import Shares, StreamPlan, Task
 from fedcl.core.seeds import seed_of
-from fedcl.core.stream import Stream
 from fedcl.streams._order import Shared
 
 __all__ = ["Live"]

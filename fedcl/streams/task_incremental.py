@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedcl.core.dataset import Dataset
+from fedcl.core.data.dataset import Dataset
 from fedcl.core.task import ScenarioKind
 from fedcl.streams._scenario import Cut, Scenario, class_groups, cuts_by_class
 

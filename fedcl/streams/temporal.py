@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcl.core.dataset import Dataset, IntArray, Table
+from fedcl.core.data.dataset import Dataset, IntArray, Table
 from fedcl.core.errors import ConfigError
 from fedcl.core.task import ScenarioKind
 from fedcl.streams._partition import Natural

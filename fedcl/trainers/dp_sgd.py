@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from fedcl.core.block import Batching, Block
 from fedcl.core.client import Client, Reply, Spent
-from fedcl.core.examples import ExampleMechanism, check_local
 from fedcl.core.local import Local
-from fedcl.core.private import train_private
-from fedcl.core.privateblock import train_private_block
-from fedcl.core.privatedraws import PrivateSettings
+from fedcl.core.privacy.block import train_private_block
+from fedcl.core.privacy.draws import PrivateSettings
+from fedcl.core.privacy.examples import ExampleMechanism, check_local
+from fedcl.core.privacy.sgd import train_private
 from fedcl.core.trained import BlockReply
 
 __all__ = ["DpSgd"]

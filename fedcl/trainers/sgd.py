@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedcl.core.augment import Augmentation, check_images
 from fedcl.core.block import Batching, Block
 from fedcl.core.client import Client, Reply
+from fedcl.core.data.augment import Augmentation, check_images
 from fedcl.core.local import Local
 from fedcl.core.sgd import Settings, Trained, train_one
-from fedcl.core.together import train_block
 from fedcl.core.trained import BlockReply
+from fedcl.core.training.together import train_block
 
 __all__ = ["Sgd"]
 

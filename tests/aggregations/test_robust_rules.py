@@ -16,12 +16,12 @@ from fedcl.aggregations.mean import Mean
 from fedcl.aggregations.median import Median
 from fedcl.aggregations.multi_krum import MultiKrum
 from fedcl.aggregations.trimmed_mean import TrimmedMean
-from fedcl.core.adversary import Adversary, Attack
 from fedcl.core.aggregation import Aggregation
+from fedcl.core.attacks.adversary import Adversary, Attack
+from fedcl.core.attacks.lies import Attackers
 from fedcl.core.client import Model, Reply
 from fedcl.core.engine import Answer, Position, Request
 from fedcl.core.errors import ConfigError, ExposureError, FedclError
-from fedcl.core.lies import Attackers
 from fedcl.core.local import Local, cross_entropy
 from fedcl.core.params import Params
 from tests.tiny import same, tiny

@@ -24,8 +24,8 @@ from fedcl.auditing.inversion import (
 )
 from fedcl.auditing.reconstruction import matched, mean_image, psnr
 from fedcl.auditing.sketches import outside_span, unmixed
-from fedcl.core.clipping import clipped
-from fedcl.core.noise import gaussian, seeded_root
+from fedcl.core.privacy.clipping import clipped
+from fedcl.core.privacy.noise import gaussian, seeded_root
 
 ROOT = seeded_root(11)
 

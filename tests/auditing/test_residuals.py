@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedcl.auditing.residuals import Verdict, dependences, judged, residual
-from fedcl.core.noise import gaussian, seeded_root
+from fedcl.core.privacy.noise import gaussian, seeded_root
 
 SHAPES = {"one.weight": (100, 200), "one.bias": (200,), "two.weight": (200, 29)}  # 26,000 numbers
 ROOT = seeded_root(7)

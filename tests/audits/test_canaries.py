@@ -17,8 +17,8 @@ import fedcl.core.release
 from fedcl.audits.canaries import Canaries
 from fedcl.channels.central_dp import CentralDp
 from fedcl.config import parse
-from fedcl.core.accounting import Charge
-from fedcl.core.calibration import multiplier
+from fedcl.core.accounting.calibration import multiplier
+from fedcl.core.accounting.composition import Charge
 from fedcl.core.channel import Sending
 from fedcl.core.client import Client, Reply
 from fedcl.core.errors import ConfigError

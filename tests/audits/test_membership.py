@@ -15,9 +15,9 @@ from fedcl.auditing.leakage import auc, tpr_at_fpr
 from fedcl.auditing.membership import confidence_margin
 from fedcl.auditing.targets import STATISTICS, Cell, coins, judged, scores
 from fedcl.core.audit import Records
+from fedcl.core.data.stream import Stream
 from fedcl.core.errors import ConfigError
 from fedcl.core.seeds import seed_of
-from fedcl.core.stream import Stream
 from fedcl.loop import asked_again
 from fedcl.repeated import Repeats
 from tests.tiny import read_csv, scenario, stream_of, tiny

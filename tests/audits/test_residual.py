@@ -15,7 +15,7 @@ import fedcl
 import fedcl.core.release
 from fedcl.config import parse
 from fedcl.core.errors import ConfigError
-from fedcl.core.noise import gaussian
+from fedcl.core.privacy.noise import gaussian
 
 
 def private(**others: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from fedcl.core.block import Batching, Path, block_of
 from fedcl.core.client import Client, Model
 from fedcl.core.local import Local
 from fedcl.core.sgd import Settings, Trained, batches, train_one
-from fedcl.core.together import train_block
+from fedcl.core.training.together import train_block
 from fedcl.models.mlp import Mlp
 from tests.core import toys
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedcl.core import noise
 from fedcl.core.client import Client, Model
 from fedcl.core.local import Local
 from fedcl.core.model import Net
 from fedcl.core.params import Params
-from fedcl.core.privatedraws import PrivateSettings
+from fedcl.core.privacy import noise
+from fedcl.core.privacy.draws import PrivateSettings
 from tests.core import toys
 
 ROOT = noise.seeded_root(5)

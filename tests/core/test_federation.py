@@ -14,6 +14,8 @@ from fedcl.channels.secure_aggregation import SecureAggregation
 from fedcl.core.audit import Watch
 from fedcl.core.channel import Aggregate, Sending, Transform
 from fedcl.core.client import Client, Model, Reply, Unchanged
+from fedcl.core.data.scenario import Task
+from fedcl.core.data.stream import Stream
 from fedcl.core.door import Door, TooFewReplies
 from fedcl.core.engine import Engine, Position
 from fedcl.core.errors import ClientError, ConfigError, ExposureError
@@ -24,11 +26,9 @@ from fedcl.core.memories import Memories
 from fedcl.core.method import Method
 from fedcl.core.params import Params, add
 from fedcl.core.population import Simulated
-from fedcl.core.scenario import Task
 from fedcl.core.seeds import seed_of
 from fedcl.core.sgd import train_one
 from fedcl.core.site import Site
-from fedcl.core.stream import Stream
 from fedcl.core.wire import vocabulary
 from fedcl.engines.serial import Serial
 from fedcl.engines.vectorized import Vectorized

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from fedcl.assembly import build_site, may_be_late
+from fedcl.core.accounting.recordledger import RecordEvent
 from fedcl.core.client import Spent
 from fedcl.core.coverage import KEPT, OWN, is_trusted
 from fedcl.core.door import Door
 from fedcl.core.engine import Position
 from fedcl.core.errors import ConfigError, ExposureError
-from fedcl.core.examples import ExampleMechanism
 from fedcl.core.local import CrossEntropy, Local
 from fedcl.core.owed import knows_rows, owed
-from fedcl.core.recordledger import RecordEvent
+from fedcl.core.privacy.examples import ExampleMechanism
 from fedcl.core.recordrelease import charge_ahead
 from fedcl.trainers.dp_sgd import DpSgd
 from tests.conformance import every_method, light

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fedcl.core.data.scenario import Task
+from fedcl.core.data.stream import Stream
 from fedcl.core.population import Simulated, sample
-from fedcl.core.scenario import Task
-from fedcl.core.stream import Stream
 from fedcl.streams._order import Shared
 from fedcl.streams._partition import Iid
 from tests.core import toys

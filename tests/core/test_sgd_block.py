@@ -13,9 +13,9 @@ from torch import Tensor
 from fedcl.core.block import Path
 from fedcl.core.client import Client, Model
 from fedcl.core.local import CrossEntropy, Local, Proximal, cross_entropy
-from fedcl.core.memory import RowwiseCrossEntropy, present_rows
 from fedcl.core.model import Net
 from fedcl.core.params import Params
+from fedcl.core.replay.memory import RowwiseCrossEntropy, present_rows
 from fedcl.core.sgd import Settings, train_one
 from fedcl.core.task import ClientTask, Examples
 from fedcl.models.cnn import Cnn

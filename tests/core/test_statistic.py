@@ -17,11 +17,11 @@ from fedcl.core.block import Batching
 from fedcl.core.channel import combine
 from fedcl.core.engine import Position, Request
 from fedcl.core.errors import ClientError
+from fedcl.core.features.moments import InputMoments, input_statistics
+from fedcl.core.features.subspace import unpack
 from fedcl.core.model import Net
-from fedcl.core.moments import InputMoments, input_statistics
 from fedcl.core.site import Site
 from fedcl.core.statistic import Statistic
-from fedcl.core.subspace import unpack
 from fedcl.core.task import ClientTask, Examples
 from tests.tiny import CNN, distance, tiny
 

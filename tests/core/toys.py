@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcl.core.client import Client
-from fedcl.core.dataset import ArrayTable, Dataset, IntArray
+from fedcl.core.data.dataset import ArrayTable, Dataset, IntArray
 from fedcl.core.params import Params
 from fedcl.core.task import ClientTask, Examples
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedcl.core.arrival import Source
-from fedcl.core.dataset import ArrayTable
+from fedcl.core.data.arrival import Source
+from fedcl.core.data.dataset import ArrayTable
 from fedcl.core.errors import ConfigError
 from fedcl.datasets.arrivals import Arrivals
 from tests.arriving_data import CLASSES, SHAPE, arrival, arrive, deliver, house

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedcl.core.dataset import Dataset
+from fedcl.core.data.dataset import Dataset
 from fedcl.datasets.npz import Npz
 
 GREY = np.arange(6 * 2 * 2, dtype=np.uint8).reshape(6, 2, 2) * 10

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedcl.core.dataset import Dataset
+from fedcl.core.data.dataset import Dataset
 from fedcl.core.errors import ConfigError
 from fedcl.datasets.npz import Npz
 

@@ -23,7 +23,7 @@ from fedcl.core import wire
 from fedcl.core.client import Kept, Model, Reply
 from fedcl.core.engine import Position, Request
 from fedcl.core.local import CrossEntropy, Local
-from fedcl.core.noise import key_of
+from fedcl.core.privacy.noise import key_of
 from fedcl.flower import client_app
 from fedcl.flower.client_app import introduce, respond
 from fedcl.flower.device import app, at_home

@@ -13,13 +13,13 @@ from flwr.app import Message, RecordDict
 
 import fedcl
 from fedcl.config import Experiment
-from fedcl.core.accounting import Charge, epsilon
+from fedcl.core.accounting.composition import Charge, epsilon
+from fedcl.core.accounting.recordledger import RecordEvent, RecordLedger
 from fedcl.core.client import Client
 from fedcl.core.engine import Request
 from fedcl.core.errors import ConfigError, FedclError
 from fedcl.core.memories import Memories
-from fedcl.core.private import train_private
-from fedcl.core.recordledger import RecordEvent, RecordLedger
+from fedcl.core.privacy.sgd import train_private
 from fedcl.flower import inquiry
 from fedcl.flower.messages import EXCHANGE
 from fedcl.ledgerfile import LedgerFile

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
-from fedcl.core.analytic import Regressors
 from fedcl.core.errors import ClientError, ConfigError
+from fedcl.core.features.analytic import Regressors
 from fedcl.core.model import Net
 from fedcl.core.params import Params
 from fedcl.methods.analytic import State

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 import fedcl
 from fedcl.config import Experiment
 from fedcl.core.client import Client
-from fedcl.core.distillation import Taught
 from fedcl.core.errors import ConfigError, ExposureError
+from fedcl.core.losses.distillation import Taught
 from fedcl.core.method import Sizes
 from fedcl.core.params import Params
 from fedcl.core.seeds import seed_of

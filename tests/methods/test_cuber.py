@@ -15,9 +15,9 @@ from torch.nn import functional as F
 import fedcl
 from fedcl.config import Experiment, parse
 from fedcl.core.errors import ConfigError
-from fedcl.core.moments import grown_basis, own_space
+from fedcl.core.features.moments import grown_basis, own_space
+from fedcl.core.features.subspace import agreeing_room
 from fedcl.core.params import Params
-from fedcl.core.subspace import agreeing_room
 from fedcl.methods.cuber import State
 from tests.fot_tools import DOUBLE, MLP, flat, fot, mlp_inputs, pooled, slow_basis
 from tests.tiny import CNN, angles, distance, same, stream_of, tiny, trace

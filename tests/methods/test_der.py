@@ -13,8 +13,8 @@ import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core.errors import ConfigError
-from fedcl.core.memory import Rehearsal, Reservoir
 from fedcl.core.model import Net
+from fedcl.core.replay.memory import Rehearsal, Reservoir
 from fedcl.core.task import Examples
 from fedcl.core.tree import nbytes
 from fedcl.methods.der import DarkExperience, Der

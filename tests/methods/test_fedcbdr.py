@@ -13,9 +13,9 @@ import fedcl
 from fedcl.config import Experiment
 from fedcl.core.client import Each
 from fedcl.core.errors import ConfigError
-from fedcl.core.globalsample import Asked, Cached
+from fedcl.core.losses.tempered import TemperedCrossEntropy
 from fedcl.core.method import Sizes
-from fedcl.core.tempered import TemperedCrossEntropy
+from fedcl.core.replay.globalsample import Asked, Cached
 from fedcl.methods.fedcbdr import FedCBDR
 from tests.tiny import CNN, TABLE, Watching, same, scenario, stream_of, tiny, watched
 

@@ -14,9 +14,9 @@ import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core.client import Client
-from fedcl.core.moments import Inputs
+from fedcl.core.features.moments import Inputs
+from fedcl.core.features.subspace import unpack
 from fedcl.core.params import Params
-from fedcl.core.subspace import unpack
 from fedcl.core.task import ClientTask, Examples
 from fedcl.methods.fot import FOT
 from tests.fot_tools import (

@@ -12,12 +12,12 @@ import torch
 import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
+from fedcl.core.consolidation.plasticity import relative_changes
 from fedcl.core.errors import ConfigError
-from fedcl.core.memory import RowwiseCrossEntropy
 from fedcl.core.method import Sizes
 from fedcl.core.model import Net
 from fedcl.core.params import Params
-from fedcl.core.plasticity import relative_changes
+from fedcl.core.replay.memory import RowwiseCrossEntropy
 from fedcl.methods.fpf import FPF, Finetuning
 from tests.tiny import (
     CNN,

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import fedcl
 from fedcl.config import Experiment
+from fedcl.core.attacks.inversion import HISTORY, TOGETHER, Encoder, numbers
 from fedcl.core.errors import ConfigError, ExposureError
-from fedcl.core.inversion import HISTORY, TOGETHER, Encoder, numbers
 from fedcl.core.method import Sizes
 from fedcl.core.params import Params
 from fedcl.core.task import Examples

@@ -10,8 +10,8 @@ import torch
 
 import fedcl
 from fedcl.config import Experiment, load_config
+from fedcl.core.consolidation.kronecker import Factor
 from fedcl.core.errors import ConfigError
-from fedcl.core.kronecker import Factor
 from tests.commands import ROOT
 from tests.fot_tools import MLP, flat, mlp_inputs, pooled
 from tests.tiny import CNN, distance, same, scenario, tiny, trace

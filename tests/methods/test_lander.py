@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 import fedcl
 from fedcl.config import Experiment
-from fedcl.core.anchors import Anchors, Bounded
 from fedcl.core.client import Model
-from fedcl.core.distillation import Taught
 from fedcl.core.errors import ConfigError
-from fedcl.core.layers import head_inputs
+from fedcl.core.features.layers import head_inputs
+from fedcl.core.losses.anchors import Anchors, Bounded
+from fedcl.core.losses.distillation import Taught
+from fedcl.core.losses.prototypes import ClassVectors
 from fedcl.core.method import Sizes
 from fedcl.core.model import Net
-from fedcl.core.prototypes import ClassVectors
 from fedcl.core.task import Examples
 from fedcl.methods.lander import Lander
 from fedcl.models.mlp import Mlp

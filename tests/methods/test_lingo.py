@@ -16,18 +16,18 @@ from torch.nn import functional as F
 import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
-from fedcl.core.analytic import without_head
 from fedcl.core.block import Batching, block_of
 from fedcl.core.client import Client, Model
 from fedcl.core.errors import ConfigError
+from fedcl.core.features.analytic import without_head
 from fedcl.core.local import Local
+from fedcl.core.losses.prototypes import ClassVectors
 from fedcl.core.method import Sizes
 from fedcl.core.model import Net
 from fedcl.core.params import Params
-from fedcl.core.prototypes import ClassVectors
 from fedcl.core.sgd import train_one
 from fedcl.core.task import ClientTask, Examples
-from fedcl.core.together import train_block
+from fedcl.core.training.together import train_block
 from fedcl.methods.lingo import Lingo, State, VectorCrossEntropy
 from tests.core import toys
 from tests.core.blocks import FULL, PLAIN, SIZES, check, clients, mlp

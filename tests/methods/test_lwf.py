@@ -13,9 +13,9 @@ from torch import Tensor
 import fedcl
 from fedcl.config import Experiment
 from fedcl.core.client import Client
-from fedcl.core.distillation import Taught
 from fedcl.core.errors import ConfigError
 from fedcl.core.local import Local
+from fedcl.core.losses.distillation import Taught
 from fedcl.core.method import Sizes
 from fedcl.core.model import Net
 from fedcl.core.task import ClientTask, Examples

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import fedcl
 from fedcl.config import Experiment
-from fedcl.core.carried import Carried, beside_drawn, rows_drawn
 from fedcl.core.errors import ConfigError
-from fedcl.core.generator import Generator
+from fedcl.core.generative.carried import Carried, beside_drawn, rows_drawn
+from fedcl.core.generative.generator import Generator
 from fedcl.core.method import Sizes
 from fedcl.core.model import Net
 from fedcl.core.seeds import seed_of

@@ -11,10 +11,10 @@ from torch import Tensor
 
 import fedcl
 from fedcl.config import Experiment
+from fedcl.core.consolidation.weightspace import project_sides, strongest
 from fedcl.core.errors import ConfigError
+from fedcl.core.features.subspace import layer_matrix
 from fedcl.core.method import Sizes
-from fedcl.core.subspace import layer_matrix
-from fedcl.core.weightspace import project_sides, strongest
 from fedcl.methods.osft import OSFT
 from tests.fot_tools import MLP, flat
 from tests.tiny import (

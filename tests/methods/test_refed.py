@@ -11,9 +11,9 @@ import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core.errors import ConfigError
-from fedcl.core.memory import RowwiseCrossEntropy, with_present
 from fedcl.core.method import Sizes
 from fedcl.core.model import Net
+from fedcl.core.replay.memory import RowwiseCrossEntropy, with_present
 from fedcl.core.task import Examples
 from fedcl.methods.refed import ReFed
 from tests.tiny import CNN, TABLE, assert_same_runs, same, scenario, stream_of, tiny, watched

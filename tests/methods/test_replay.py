@@ -16,8 +16,8 @@ from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core.client import Client
 from fedcl.core.errors import ConfigError
-from fedcl.core.memory import Rehearsal, Reservoir, RowwiseCrossEntropy
 from fedcl.core.model import Net
+from fedcl.core.replay.memory import Rehearsal, Reservoir, RowwiseCrossEntropy
 from fedcl.core.task import Examples
 from fedcl.core.tree import nbytes
 from fedcl.methods.replay import Replay
@@ -102,7 +102,7 @@ def test_it_remembers_all_stages_alike() -> None:
 
 def test_a_small_stage_leaves_its_room_to_the_others() -> None:
     """Of 30, 4 and 40 rows, 24 fit: 4 of the small one, and 10 of each other."""
-    from fedcl.core.memory import share_budget
+    from fedcl.core.replay.memory import share_budget
 
     stages = torch.tensor([0] * 30 + [1] * 4 + [2] * 40)
     rows = Examples(torch.zeros(74, 2), torch.zeros(74, dtype=torch.int64), {"stage": stages})

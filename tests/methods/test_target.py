@@ -11,11 +11,11 @@ import torch
 import fedcl
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
-from fedcl.core.datafree import INPUT, look
 from fedcl.core.errors import ConfigError
+from fedcl.core.generative.datafree import INPUT, look
+from fedcl.core.generative.pictures import Shipment
 from fedcl.core.method import Sizes
 from fedcl.core.model import Net
-from fedcl.core.pictures import Shipment
 from fedcl.methods.target import Target
 from tests.tiny import (
     CNN,

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 import fedcl
 from fedcl.config import Experiment
-from fedcl.core.blockmodel import block_model
 from fedcl.core.cost import forward_flops
 from fedcl.core.errors import ConfigError
+from fedcl.core.features.layers import layer_inputs, protected_layers
 from fedcl.core.frozen import Frozen
-from fedcl.core.layers import layer_inputs, protected_layers
 from fedcl.core.model import check_model
+from fedcl.core.training.blockmodel import block_model
 from fedcl.models import _efficientnet_lite0, _resnet20
 from fedcl.models._weights import Weights, read
 from fedcl.models.frozen import FrozenBackbone

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedcl.core.layers import input_width, protected_layers
+from fedcl.core.features.layers import input_width, protected_layers
 from fedcl.core.model import Architecture, Net, check_model, dropouts
 from fedcl.models.alexnet import Alexnet
 from fedcl.models.cnn import Cnn

@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 import fedcl
-from fedcl.core.layers import input_width, layer_inputs, protected_layers
+from fedcl.core.features.layers import input_width, layer_inputs, protected_layers
 from fedcl.core.model import check_model
 from fedcl.models.resnet18_gn import Resnet18Gn
 from tests.tiny import assert_same_runs, tiny

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.ndimage import rotate
 
-from fedcl.core.dataset import ArrayTable, Dataset
+from fedcl.core.data.dataset import ArrayTable, Dataset
+from fedcl.core.data.stream import Stream
 from fedcl.core.errors import ConfigError
-from fedcl.core.stream import Stream
 from fedcl.streams.domain_incremental import DomainIncremental, Permute, Rotate
 from tests.core import toys
 

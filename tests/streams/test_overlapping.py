@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcl.core.scenario import Shares
+from fedcl.core.data.scenario import Shares
 from fedcl.streams._overlapping import Overlapping
 
 

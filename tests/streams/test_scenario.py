@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcl.core.dataset import Dataset
+from fedcl.core.data.dataset import Dataset
+from fedcl.core.data.stream import Stream
 from fedcl.core.errors import ConfigError
-from fedcl.core.stream import Stream
 from fedcl.streams._order import Shuffled, Staggered
 from fedcl.streams._partition import Dirichlet, Iid, Natural, Quantity, Shards
 from fedcl.streams._scenario import Scenario

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedcl.core.data.stream import Stream
 from fedcl.core.errors import ConfigError
-from fedcl.core.stream import Stream
 from fedcl.streams._partition import Iid, Natural
 from fedcl.streams.temporal import Temporal
 from tests.core import toys

@@ -15,11 +15,11 @@ from fedcl.config import parse
 from fedcl.core.block import Batching, block_of
 from fedcl.core.client import Client, Model, Spent
 from fedcl.core.errors import ConfigError, ExposureError
-from fedcl.core.examples import ExampleMechanism
 from fedcl.core.local import Local, cross_entropy
 from fedcl.core.model import Net
 from fedcl.core.params import Params
-from fedcl.core.private import train_private
+from fedcl.core.privacy.examples import ExampleMechanism
+from fedcl.core.privacy.sgd import train_private
 from fedcl.core.task import ClientTask, Examples
 from fedcl.models.mlp import Mlp
 from fedcl.plugins import plugin

@@ -1,0 +1,1 @@
+"""Attackers: who they are, what they learn, send, and read from gradients."""

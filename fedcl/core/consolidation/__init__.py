@@ -1,0 +1,1 @@
+"""How weights that matter to old tasks are found and kept."""

@@ -1,0 +1,1 @@
+"""Images of old classes that nobody keeps: generators, reconstruction, and their rehearsal."""

@@ -1,0 +1,1 @@
+"""Losses that methods share: distillation, prototypes, anchors and balanced cross-entropies."""

@@ -1,0 +1,1 @@
+"""Differential privacy of replies: clips, noise, and training that protects single examples."""

@@ -1,0 +1,1 @@
+"""Examples that clients keep, and how they are chosen."""

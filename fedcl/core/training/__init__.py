@@ -1,0 +1,1 @@
+"""How a block of clients trains as one computation, and the course of learning rates."""
