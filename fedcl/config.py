@@ -16,7 +16,7 @@ from fedcl.core.attacks.adversary import Adversary
 from fedcl.core.audit import Audit
 from fedcl.core.channel import Channel, hides_replies, least_of, mechanism
 from fedcl.core.data.dataset import DatasetFactory
-from fedcl.core.data.scenario import StreamPlan
+from fedcl.core.data.plan import StreamPlan
 from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError, ExposureError
 from fedcl.core.method import Method

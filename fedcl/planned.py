@@ -17,8 +17,8 @@ from torch import nn
 from fedcl.assembly import is_live
 from fedcl.config import Experiment
 from fedcl.core.block import Batching
-from fedcl.core.data.dataset import ArrayTable
 from fedcl.core.data.stream import Stream
+from fedcl.core.data.table import ArrayTable
 from fedcl.core.features.layers import input_width, protected_layers
 from fedcl.core.method import Needs, Sizes
 from fedcl.core.site import Site

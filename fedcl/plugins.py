@@ -19,7 +19,8 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from fedcl.core.data.scenario import Order, Partition, StreamPlan
+from fedcl.core.data.plan import StreamPlan
+from fedcl.core.data.scenario import Order, Partition
 from fedcl.core.errors import ConfigError
 from fedcl.core.local import Trainer
 from fedcl.core.method import Method

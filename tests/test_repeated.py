@@ -12,8 +12,9 @@ import torch
 
 import fedcl
 from fedcl.core.audit import Records
-from fedcl.core.data.dataset import ArrayTable, Dataset
+from fedcl.core.data.dataset import Dataset
 from fedcl.core.data.stream import Stream
+from fedcl.core.data.table import ArrayTable
 from fedcl.core.errors import ClientError
 from fedcl.datasets.synthetic import Synthetic
 from fedcl.loop import asked_again

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedcl.core.accounting.ledger import Draw, Mechanism
 from fedcl.core.attacks.poison import Poison
 from fedcl.core.client import Reply
-from fedcl.core.data.dataset import IntArray
+from fedcl.core.data.table import IntArray
 from fedcl.core.engine import Position, Request
 from fedcl.core.exchange import Exchange
 from fedcl.core.memories import Memories

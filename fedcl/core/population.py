@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from fedcl.core.attacks.poison import Poison
 from fedcl.core.block import Block
 from fedcl.core.client import Client
-from fedcl.core.data.dataset import IntArray
 from fedcl.core.data.fetch import Rows
 from fedcl.core.data.stream import Stream
+from fedcl.core.data.table import IntArray
 from fedcl.core.seeds import numpy_generator
 from fedcl.core.task import ClientTask, Examples
 from fedcl.core.tree import move, settle

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedcl.core.data.dataset import IntArray
+from fedcl.core.data.table import IntArray
 from fedcl.core.errors import ConfigError
 from fedcl.datasets._arrays import Array, channels_first, unfit_row
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.data.dataset import IntArray
+from fedcl.core.data.table import IntArray
 
 __all__ = ["Mask", "block_rows", "random_rows"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from fedcl.core.data.dataset import IntArray
+from fedcl.core.data.table import IntArray
 from fedcl.core.errors import ConfigError
 from fedcl.datasets._arrays import Array, channels_first, unfit_row
 from fedcl.datasets._labels import listed, numbered

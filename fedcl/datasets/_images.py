@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.data.dataset import ArrayTable, IntArray, Table
+from fedcl.core.data.table import ArrayTable, IntArray, Table
 from fedcl.core.errors import ConfigError
 from fedcl.datasets._arrays import Array
 from fedcl.datasets._decoder import Decoder, Pixels, Shape, Sources

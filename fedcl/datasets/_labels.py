@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedcl.core.data.dataset import IntArray
+from fedcl.core.data.table import IntArray
 from fedcl.core.errors import ConfigError
 
 __all__ = ["class_count", "listed", "numbered"]

@@ -12,8 +12,9 @@ import numpy as np
 
 from fedcl.core.data.arrival import Arrival
 from fedcl.core.data.cache import Cache
-from fedcl.core.data.dataset import ArrayTable, Dataset
+from fedcl.core.data.dataset import Dataset
 from fedcl.core.data.diary import FILE
+from fedcl.core.data.table import ArrayTable
 from fedcl.core.errors import ConfigError
 from fedcl.core.seeds import seed_of
 from fedcl.datasets._archive import read_archive, read_inputs, read_labels

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.data.dataset import ArrayTable, Dataset, IntArray
+from fedcl.core.data.dataset import Dataset
+from fedcl.core.data.table import ArrayTable, IntArray
 from fedcl.core.errors import ConfigError
 
 __all__ = ["Digits"]

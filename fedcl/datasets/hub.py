@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedcl.core.data.dataset import Dataset, Table
+from fedcl.core.data.dataset import Dataset
+from fedcl.core.data.table import Table
 from fedcl.core.errors import ConfigError
 from fedcl.datasets._holdout import random_rows
 from fedcl.datasets._hub_columns import Images, arrays, codes, holds_images

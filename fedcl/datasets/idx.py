@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.data.dataset import ArrayTable, Dataset
+from fedcl.core.data.dataset import Dataset
+from fedcl.core.data.table import ArrayTable
 from fedcl.core.errors import ConfigError
 from fedcl.datasets._root import checked, named
 

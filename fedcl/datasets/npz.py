@@ -11,7 +11,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from fedcl.core.data.dataset import ArrayTable, Dataset, IntArray
+from fedcl.core.data.dataset import Dataset
+from fedcl.core.data.table import ArrayTable, IntArray
 from fedcl.core.errors import ConfigError
 from fedcl.datasets._archive import Archive, read_archive, read_inputs, read_labels
 from fedcl.datasets._holdout import Mask, block_rows, random_rows

@@ -14,7 +14,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.data.dataset import Dataset, IntArray
+from fedcl.core.data.dataset import Dataset
+from fedcl.core.data.table import IntArray
 from fedcl.core.seeds import hashes
 
 __all__ = ["Synthetic"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.data.dataset import IntArray
+from fedcl.core.data.table import IntArray
 
 __all__ = ["Division", "by_owner", "by_sizes", "stretches"]
 

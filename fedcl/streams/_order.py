@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.data.dataset import IntArray
+from fedcl.core.data.table import IntArray
 from fedcl.core.seeds import seed_of, uniforms
 
 __all__ = ["ORDERS", "Blurred", "PowerLaw", "Shared", "Shuffled", "Staggered"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.data.dataset import IntArray
 from fedcl.core.data.scenario import Shares
+from fedcl.core.data.table import IntArray
 from fedcl.core.seeds import numpy_generator
 
 __all__ = ["Overlapping"]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedcl.core.data.dataset import IntArray
 from fedcl.core.data.scenario import Shares
+from fedcl.core.data.table import IntArray
 from fedcl.core.seeds import numpy_generator
 from fedcl.streams._division import Division, by_owner, by_sizes, stretches
 from fedcl.streams._overlapping import Overlapping

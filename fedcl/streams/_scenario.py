@@ -9,9 +9,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcl.core.data.dataset import Dataset, IntArray
-from fedcl.core.data.scenario import InputTransform, Order, Partition, StreamPlan, Task
+from fedcl.core.data.dataset import Dataset
+from fedcl.core.data.plan import StreamPlan
+from fedcl.core.data.scenario import InputTransform, Order, Partition, Task
 from fedcl.core.data.stream import Stream
+from fedcl.core.data.table import IntArray
 from fedcl.core.errors import ConfigError
 from fedcl.core.seeds import numpy_generator, seed_of
 from fedcl.core.task import ScenarioKind

@@ -16,8 +16,9 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.data.dataset import Dataset, IntArray
+from fedcl.core.data.dataset import Dataset
 from fedcl.core.data.scenario import InputTransform
+from fedcl.core.data.table import IntArray
 from fedcl.core.errors import ConfigError
 from fedcl.core.seeds import numpy_generator
 from fedcl.core.task import ScenarioKind

@@ -9,9 +9,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fedcl.core.data.dataset import Dataset, IntArray
-from fedcl.core.data.scenario import Shares, StreamPlan, Task
+from fedcl.core.data.dataset import Dataset
+from fedcl.core.data.plan import StreamPlan
+from fedcl.core.data.scenario import Shares, Task
 from fedcl.core.data.stream import Stream
+from fedcl.core.data.table import IntArray
 from fedcl.core.errors import ConfigError
 from fedcl.core.seeds import seed_of
 from fedcl.streams._order import Shared

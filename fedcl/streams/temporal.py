@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcl.core.data.dataset import Dataset, IntArray, Table
+from fedcl.core.data.dataset import Dataset
+from fedcl.core.data.table import IntArray, Table
 from fedcl.core.errors import ConfigError
 from fedcl.core.task import ScenarioKind
 from fedcl.streams._partition import Natural

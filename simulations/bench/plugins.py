@@ -11,7 +11,8 @@ import numpy as np
 from bench.work import CLASSES, SHAPE, WORKS, client_data, make_cnn
 from torch import nn
 
-from fedcl.core.data.dataset import ArrayTable, Dataset
+from fedcl.core.data.dataset import Dataset
+from fedcl.core.data.table import ArrayTable
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedcl.core.client import Client
-from fedcl.core.data.dataset import ArrayTable, Dataset, IntArray
+from fedcl.core.data.dataset import Dataset
+from fedcl.core.data.table import ArrayTable, IntArray
 from fedcl.core.params import Params
 from fedcl.core.task import ClientTask, Examples
 

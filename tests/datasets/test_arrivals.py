@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedcl.core.data.arrival import Source
-from fedcl.core.data.dataset import ArrayTable
+from fedcl.core.data.table import ArrayTable
 from fedcl.core.errors import ConfigError
 from fedcl.datasets.arrivals import Arrivals
 from tests.arriving_data import CLASSES, SHAPE, arrival, arrive, deliver, house

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedcl.core.data.dataset import ArrayTable, Dataset, Table
+from fedcl.core.data.dataset import Dataset
+from fedcl.core.data.table import ArrayTable, Table
 from fedcl.datasets.folder import Folder
 from tests.pictures import picture, pixels, save, write
 

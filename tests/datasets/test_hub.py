@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedcl.core.data.dataset import ArrayTable, Dataset, Table
+from fedcl.core.data.dataset import Dataset
+from fedcl.core.data.table import ArrayTable, Table
 from fedcl.datasets.hub import Hub
 from tests import hub_files
 from tests.hub_files import TEST, TRAIN, features

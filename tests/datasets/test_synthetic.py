@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from fedcl.core.data.dataset import Table
+from fedcl.core.data.table import Table
 from fedcl.datasets.synthetic import Synthetic
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from scipy.ndimage import rotate
 
-from fedcl.core.data.dataset import ArrayTable, Dataset
+from fedcl.core.data.dataset import Dataset
 from fedcl.core.data.stream import Stream
+from fedcl.core.data.table import ArrayTable
 from fedcl.core.errors import ConfigError
 from fedcl.streams.domain_incremental import DomainIncremental, Permute, Rotate
 from tests.core import toys

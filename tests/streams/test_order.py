@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcl.core.data.dataset import IntArray
 from fedcl.core.data.scenario import Order
+from fedcl.core.data.table import IntArray
 from fedcl.streams._order import ORDERS, Blurred, PowerLaw, Shared, Shuffled, Staggered
 
 SEEDS = st.integers(0, 2**40)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fedcl.core.data.dataset import IntArray
+from fedcl.core.data.table import IntArray
 from fedcl.streams._partition import PARTITIONS, Dirichlet, Iid, Natural, Quantity, Shards
 
 RULES: list[Any] = [

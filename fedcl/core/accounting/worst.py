@@ -28,7 +28,7 @@ def charges_of(signature: Signature) -> list[Charge]:
 def worst(
     signatures: Iterable[Signature], delta: float, floor: float = 0.0, most: int = MOST
 ) -> float:
-    """Returns the largest `accounting.epsilon` of some participants, or `floor` if that is larger.
+    """Returns the largest `composition.epsilon` of some participants, or `floor` if that is larger.
 
     It is that maximum to the bit unless the search grows long; then it may lie above it, never
     below.

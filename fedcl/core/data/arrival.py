@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedcl.core.data.dataset import ArrayTable
+from fedcl.core.data.table import ArrayTable
 
 
 @dataclass(frozen=True)

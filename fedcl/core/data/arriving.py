@@ -19,11 +19,11 @@ from torch import nn
 from fedcl.core.block import Block, block_of
 from fedcl.core.client import Client
 from fedcl.core.data.arrival import Arrival, Source
-from fedcl.core.data.dataset import IntArray
 from fedcl.core.data.diary import Diary, Entry, decided_at, read_diary
 from fedcl.core.data.fetch import fetch
 from fedcl.core.data.ownstream import own_stream
 from fedcl.core.data.stream import Stream
+from fedcl.core.data.table import IntArray
 from fedcl.core.errors import AbsentError, ConfigError, ResumeError
 from fedcl.core.task import ClientTask, Examples, class_mask
 from fedcl.core.tree import move, settle

@@ -13,8 +13,8 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.data.dataset import IntArray
 from fedcl.core.data.scenario import Order, Shares
+from fedcl.core.data.table import IntArray
 
 _FIRST = 2**8  # clients that are looked at first
 _MOST = 2**18  # stages of paths that are worked out together: two megabytes

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedcl.core.data.dataset import IntArray, Table
 from fedcl.core.data.scenario import InputTransform, Task
+from fedcl.core.data.table import IntArray, Table
 from fedcl.core.task import Examples
 
 _CHUNK = 2**16  # values that are fetched and transformed at once: they fit the processor's cache

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from fedcl.core.data.arrival import Arrival
 from fedcl.core.data.cache import Cache
 from fedcl.core.data.calendar import Path
-from fedcl.core.data.dataset import ArrayTable, IntArray
 from fedcl.core.data.diary import Entry
 from fedcl.core.data.scenario import Shares
 from fedcl.core.data.stream import Stream
+from fedcl.core.data.table import ArrayTable, IntArray
 
 
 def own_stream(

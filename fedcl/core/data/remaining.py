@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedcl.core.data.dataset import IntArray
 from fedcl.core.data.scenario import Shares
+from fedcl.core.data.table import IntArray
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fedcl.core.data.cache import Cache
 from fedcl.core.data.calendar import Calendar, Ids, Path, used_at
-from fedcl.core.data.dataset import Dataset, IntArray
+from fedcl.core.data.dataset import Dataset
 from fedcl.core.data.fetch import Rows, fetch, join_rows
 from fedcl.core.data.remaining import Remaining
 from fedcl.core.data.scenario import Order, Partition, Shares, Task
+from fedcl.core.data.table import IntArray
 from fedcl.core.task import ClientTask, Examples, ScenarioKind, TaskInfo, class_mask
 from fedcl.core.tree import settle
 

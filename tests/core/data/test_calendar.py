@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedcl.core.data import calendar
 from fedcl.core.data.calendar import Calendar, Ids, used_at
-from fedcl.core.data.dataset import IntArray
+from fedcl.core.data.table import IntArray
 from fedcl.streams._division import by_sizes
 from fedcl.streams._order import PowerLaw, Shared, Shuffled, Staggered
 from tests.core import toys

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fedcl.core.data.arrival import Arrival
-from fedcl.core.data.dataset import ArrayTable
 from fedcl.core.data.diary import FILE, Diary, decided_at, read_diary
+from fedcl.core.data.table import ArrayTable
 from fedcl.core.errors import ConfigError, ResumeError
 
 

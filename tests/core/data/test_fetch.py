@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedcl.core.data.dataset import ArrayTable
 from fedcl.core.data.fetch import fetch, join_rows
 from fedcl.core.data.scenario import Task
+from fedcl.core.data.table import ArrayTable
 from tests.core import toys
 
 

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcl.core.data.dataset import Dataset, IntArray
+from fedcl.core.data.dataset import Dataset
 from fedcl.core.data.scenario import Order, Partition, Task
 from fedcl.core.data.stream import Stream
+from fedcl.core.data.table import IntArray
 from fedcl.core.population import sample
 from fedcl.core.task import ScenarioKind
 from fedcl.streams._order import Blurred, PowerLaw, Shared, Shuffled, Staggered
