@@ -11,12 +11,13 @@ from torch import nn
 
 from fedcl.config import Experiment
 from fedcl.core.accounting.ledger import Ledger
-from fedcl.core.audit import Finding, Repeat, Subject, Watch
+from fedcl.core.audit import Repeat, Subject
 from fedcl.core.channel import mechanism
 from fedcl.core.errors import ConfigError
 from fedcl.core.evaluate import predicted
 from fedcl.core.params import Params
 from fedcl.core.site import Site
+from fedcl.core.watch import Finding, Watch
 from fedcl.record import write_arrays, write_rows
 
 NOTHING: Mapping[str, Any] = {"epsilon_lower": None, "audits": None}

@@ -14,7 +14,6 @@ from fedcl.assembly import guarded, is_live, may_be_late, sealed
 from fedcl.assessment import assess
 from fedcl.audited import opened_watches, shown
 from fedcl.config import Experiment
-from fedcl.core.audit import Watch
 from fedcl.core.channel import mechanism
 from fedcl.core.data.stream import Stream
 from fedcl.core.door import Door
@@ -24,6 +23,7 @@ from fedcl.core.owed import owed
 from fedcl.core.params import copy
 from fedcl.core.site import Site
 from fedcl.core.tree import settle
+from fedcl.core.watch import Watch
 from fedcl.core.watched import Watched
 from fedcl.journal import Journal
 from fedcl.ledgerfile import opened_ledger

@@ -18,11 +18,11 @@ from fedcl.config import Experiment
 from fedcl.core.around import Around
 from fedcl.core.client import Client, Reply
 from fedcl.core.data.stream import Stream
-from fedcl.core.engine import BlockResult, Request
 from fedcl.core.local import Local, own_state
 from fedcl.core.memories import Memories
 from fedcl.core.params import Params
 from fedcl.core.population import sample
+from fedcl.core.request import BlockResult, Request
 from fedcl.core.seeds import seed_of
 from fedcl.core.site import Site
 from fedcl.core.tree import settle

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from fedcl.config import Experiment, parse
+from fedcl.core.batch import run_batched
 from fedcl.core.block import Batching
 from fedcl.core.block import Path as TrainingPath
 from fedcl.core.client import Model
 from fedcl.core.data.stream import Stream
-from fedcl.core.engine import Position, Request
 from fedcl.core.errors import ConfigError, FedclError
 from fedcl.core.local import Local, cross_entropy
 from fedcl.core.params import copy
 from fedcl.core.privacy.noise import secret_root
+from fedcl.core.request import Position, Request
 from fedcl.core.site import Site
 
 _PATHS: tuple[TrainingPath, ...] = ("loop", "fused", "grouped", "vmap")
@@ -71,7 +72,7 @@ def _fastest(experiment: Experiment, site: Site) -> dict[str, Any]:
         for candidate in list(times):
             began = time.perf_counter()
             try:
-                site.batch(request, ids, {}, candidate)
+                run_batched(site, request, ids, {}, candidate)
             except FedclError:
                 del times[candidate]  # this model has no such path
                 continue

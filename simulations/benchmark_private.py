@@ -30,9 +30,9 @@ from torch.nn import functional as F
 
 from fedcl.assembly import build_site
 from fedcl.config import parse
+from fedcl.core.batch import run_batched
 from fedcl.core.block import Batching
 from fedcl.core.client import Model
-from fedcl.core.engine import Position, Request
 from fedcl.core.local import Local, Trainer, cross_entropy
 from fedcl.core.model import Net
 from fedcl.core.params import Params
@@ -40,6 +40,7 @@ from fedcl.core.params import copy as copied
 from fedcl.core.privacy.bookkeeping import Losses, clipped_sum
 from fedcl.core.privacy.draws import PrivateSettings, hide
 from fedcl.core.privacy.noise import secret_root
+from fedcl.core.request import Position, Request
 from fedcl.core.site import Site
 from fedcl.models.cnn import Cnn
 from fedcl.models.mlp import Mlp
@@ -213,7 +214,7 @@ def _round(site: Site, request: Request, engine: str) -> None:
         if engine == "serial":
             site.loop(request, ids, {})
         else:
-            site.batch(request, ids, {}, Batching())
+            run_batched(site, request, ids, {}, Batching())
 
 
 def _table(cohort: int) -> dict[str, Any]:

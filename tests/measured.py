@@ -10,13 +10,14 @@ from typing import ClassVar
 
 import torch
 
-from fedcl.core.audit import Finding, Release, Subject, Watch
+from fedcl.core.audit import Subject
 from fedcl.core.channel import Aggregate
 from fedcl.core.client import Client, Model, Reply
-from fedcl.core.engine import Request
 from fedcl.core.federation import Federation
 from fedcl.core.method import Method
 from fedcl.core.params import Params
+from fedcl.core.request import Request
+from fedcl.core.watch import Finding, Release, Watch
 
 RECEIVED: list[Aggregate] = []  # by the server of this process, since somebody emptied it
 RELEASED: list[Release] = []

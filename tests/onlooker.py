@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedcl.core.audit import Finding, Release, Subject, Watch
+from fedcl.core.audit import Subject
 from fedcl.core.params import Params
+from fedcl.core.watch import Finding, Release, Watch
 
 SEEN: list[tuple[Release, float]] = []  # in this process, since somebody emptied it
 

@@ -25,11 +25,11 @@ from fedcl.auditing.gaussians import two_gaussians_epsilon
 from fedcl.auditing.residuals import judged
 from fedcl.core.accounting import composition as accounting
 from fedcl.core.accounting.composition import Charge
-from fedcl.core.audit import Release
 from fedcl.core.channel import Aggregate
 from fedcl.core.errors import ConfigError, FedclError
 from fedcl.core.privacy import banded
 from fedcl.core.privacy.noise import gaussian, seeded_root
+from fedcl.core.watch import Release
 from fedcl.rounds import Rounds
 from tests import hostile, onlooker
 from tests.tiny import tiny, watched

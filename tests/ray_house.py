@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
-from fedcl.core.engine import BlockResult, Engine, Request
+from fedcl.core.engine import Engine
 from fedcl.core.memories import Memories
+from fedcl.core.request import BlockResult, Request
 from fedcl.core.site import Site
 from fedcl.engines.ray import Ray
 

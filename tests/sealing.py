@@ -12,13 +12,15 @@ from torch import Tensor, nn
 import fedcl
 from fedcl.assembly import sealed
 from fedcl.config import Experiment
-from fedcl.core.audit import Finding, Subject, Watch
+from fedcl.core.audit import Subject
 from fedcl.core.client import Reply
-from fedcl.core.engine import BlockResult, Engine, Position, Request
+from fedcl.core.engine import Engine
 from fedcl.core.federation import Federation
 from fedcl.core.memories import Memories
 from fedcl.core.params import Params
+from fedcl.core.request import BlockResult, Position, Request
 from fedcl.core.site import Site
+from fedcl.core.watch import Finding, Watch
 from fedcl.methods.fedavg import FedAvg
 
 SENT: dict[tuple[Position, int], Reply] = {}  # by exchange and client, since somebody emptied it

@@ -24,7 +24,6 @@ from fedcl.core.accounting.ledger import Mechanism
 from fedcl.core.channel import Sending, fold
 from fedcl.core.client import Client, Model, Reply
 from fedcl.core.door import Door
-from fedcl.core.engine import BlockResult, Position, Request
 from fedcl.core.errors import ConfigError
 from fedcl.core.federation import Federation
 from fedcl.core.guard import bound_of, declared
@@ -34,6 +33,7 @@ from fedcl.core.privacy import adaptive
 from fedcl.core.privacy.adaptive import count_weight, followed, unclipped_share
 from fedcl.core.privacy.clipping import norm
 from fedcl.core.privacy.noise import seeded_root
+from fedcl.core.request import BlockResult, Position, Request
 from fedcl.core.task import TaskInfo
 from fedcl.core.wire import vocabulary
 from fedcl.engines.serial import Serial

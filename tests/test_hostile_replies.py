@@ -14,10 +14,10 @@ import fedcl
 from fedcl.core.attacks.adversary import Adversary
 from fedcl.core.attacks.lies import Attackers, alie_factor
 from fedcl.core.client import Model, Reply
-from fedcl.core.engine import Answer, Position, Request
 from fedcl.core.errors import ClientError, ConfigError, FedclError
 from fedcl.core.guard import fault, majority
 from fedcl.core.local import Local, cross_entropy
+from fedcl.core.request import Answer, Position, Request
 from tests.test_watching import LOOKS, Look
 from tests.tiny import Interrupted, assert_same_folders, interrupt_after, read_csv, same, tiny
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import fedcl
-from fedcl.core.engine import BlockResult, Request
 from fedcl.core.memories import Memories
+from fedcl.core.request import BlockResult, Request
 from tests.conformance import every_method, of
 from tests.tiny import Watching
 

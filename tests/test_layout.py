@@ -10,8 +10,8 @@ import torch
 import fedcl
 from fedcl.assembly import build_site
 from fedcl.core.client import Model
-from fedcl.core.engine import Position, Request
 from fedcl.core.local import Local, cross_entropy
+from fedcl.core.request import Position, Request
 from tests.tiny import (
     Interrupted,
     assert_same_runs,

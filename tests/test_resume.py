@@ -11,8 +11,9 @@ import pytest
 
 import fedcl
 from fedcl.config import Experiment
-from fedcl.core.engine import BlockResult, Engine, Request
+from fedcl.core.engine import Engine
 from fedcl.core.memories import Memories
+from fedcl.core.request import BlockResult, Request
 from fedcl.core.site import Site
 from tests.ray_house import RayHouse
 from tests.tiny import (

@@ -11,8 +11,8 @@ import pytest
 import fedcl
 from fedcl.config import Experiment
 from fedcl.core.client import Each, Model
-from fedcl.core.engine import BlockResult, Position, Request
 from fedcl.core.errors import ConfigError, ExposureError, FedclError
+from fedcl.core.request import BlockResult, Position, Request
 from fedcl.core.sealed import Sealed
 from tests.ray_house import RayHouse
 from tests.sealing import Looks, betrayed, looked, spied

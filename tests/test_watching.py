@@ -15,13 +15,14 @@ from torch import Tensor
 
 import fedcl
 from fedcl.config import parse
-from fedcl.core.audit import Finding, Predict, Release, Subject, Watch
+from fedcl.core.audit import Subject
 from fedcl.core.client import Reply
-from fedcl.core.engine import Request
 from fedcl.core.errors import ConfigError
 from fedcl.core.exchange import Exchange
 from fedcl.core.params import Params
+from fedcl.core.request import Request
 from fedcl.core.task import Examples
+from fedcl.core.watch import Finding, Predict, Release, Watch
 from fedcl.reporting.findings import failures
 from tests.tiny import Interrupted, interrupt_after
 

@@ -18,9 +18,10 @@ from fedcl.assembly import build_site
 from fedcl.config import Experiment, override, parse
 from fedcl.core import wire
 from fedcl.core.data.stream import Stream
-from fedcl.core.engine import BlockResult, Engine, Request
+from fedcl.core.engine import Engine
 from fedcl.core.memories import Memories
 from fedcl.core.params import Params
+from fedcl.core.request import BlockResult, Request
 from fedcl.core.site import Site
 from fedcl.record import Record
 from fedcl.store import Store

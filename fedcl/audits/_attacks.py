@@ -23,12 +23,12 @@ from fedcl.auditing.inversion import inverted
 from fedcl.audits._originals import Known
 from fedcl.audits._payloads import BESIDE, first_layer, kinds
 from fedcl.core.client import Reply
-from fedcl.core.engine import Request
 from fedcl.core.features.subspace import unpack
 from fedcl.core.generative.monitor import reconstruct
 from fedcl.core.local import Local, masked_logits
 from fedcl.core.model import Net
 from fedcl.core.params import Params
+from fedcl.core.request import Request
 
 Array = NDArray[np.float64]
 _SQUARED = ("fisher",)  # sums of squared gradients

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from fedcl.core.audit import Subject
 from fedcl.core.client import Each
-from fedcl.core.engine import Request
 from fedcl.core.local import Local, own_data
 from fedcl.core.memories import Memories
+from fedcl.core.request import Request
 from fedcl.core.task import Examples, join
 
 Array = NDArray[np.float64]

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedcl.audits._originals import chosen_round, together, trained_on
-from fedcl.core.audit import Subject, Watch
+from fedcl.core.audit import Subject
 from fedcl.core.channel import hides_replies
 from fedcl.core.client import Reply
-from fedcl.core.engine import Request
 from fedcl.core.exchange import Exchange
 from fedcl.core.memories import Memories
 from fedcl.core.params import Params
+from fedcl.core.request import Request
 from fedcl.core.task import Examples
+from fedcl.core.watch import Watch
 
 
 @dataclass

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fedcl.core.engine import Request
 from fedcl.core.local import Local
 from fedcl.core.params import Params
+from fedcl.core.request import Request
 
 # What says how much there is beside a payload, and is no payload to invert.
 BESIDE = ("client", "count", "counts", "norms", "shape")

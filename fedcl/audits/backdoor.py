@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from fedcl.core.attacks.poison import Poison
-from fedcl.core.audit import Finding, Predict, Subject, Watch
+from fedcl.core.audit import Subject
 from fedcl.core.errors import ConfigError
 from fedcl.core.params import Params
 from fedcl.core.task import Examples
+from fedcl.core.watch import Finding, Predict, Watch
 
 __all__ = ["Backdoor"]
 

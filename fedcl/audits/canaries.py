@@ -24,13 +24,14 @@ from fedcl.auditing.canaries import (
     one_run_bound,
 )
 from fedcl.auditing.thresholds import gdp_bound
-from fedcl.core.audit import Finding, Release, Subject, Watch
+from fedcl.core.audit import Subject
 from fedcl.core.client import Reply
-from fedcl.core.engine import Position, Request
 from fedcl.core.errors import ConfigError
 from fedcl.core.params import Params
 from fedcl.core.population import sample
+from fedcl.core.request import Position, Request
 from fedcl.core.seeds import numpy_generator
+from fedcl.core.watch import Finding, Release, Watch
 
 __all__ = ["Canaries"]
 

@@ -29,11 +29,12 @@ from fedcl.audits._originals import candidates_at
 from fedcl.audits._payload_watch import PayloadWatch
 from fedcl.audits._payloads import kinds
 from fedcl.core.attacks.inversion import labels_of
-from fedcl.core.audit import Finding, Subject, Watch
-from fedcl.core.engine import Request
+from fedcl.core.audit import Subject
 from fedcl.core.features.analytic import Correlations
 from fedcl.core.params import Params
+from fedcl.core.request import Request
 from fedcl.core.task import Examples
+from fedcl.core.watch import Finding, Watch
 
 __all__ = ["Classes"]
 

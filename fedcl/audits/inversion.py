@@ -37,11 +37,12 @@ from fedcl.audits._originals import (
 )
 from fedcl.audits._payload_watch import PayloadWatch
 from fedcl.audits._payloads import kinds
-from fedcl.core.audit import Finding, Subject, Watch
-from fedcl.core.engine import Request
+from fedcl.core.audit import Subject
 from fedcl.core.params import Params
+from fedcl.core.request import Request
 from fedcl.core.seeds import numpy_generator, seed_of
 from fedcl.core.task import Examples, class_mask
+from fedcl.core.watch import Finding, Watch
 
 __all__ = ["Inversion"]
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from fedcl.auditing.membership import confidence_margin
 from fedcl.auditing.targets import LEAST, STATISTICS, Cell, coins, judged
-from fedcl.core.audit import Finding, Records, Repeat, Subject, Watch
+from fedcl.core.audit import Records, Repeat, Subject
 from fedcl.core.errors import ConfigError
 from fedcl.core.params import Params
 from fedcl.core.seeds import numpy_generator, seed_of
+from fedcl.core.watch import Finding, Watch
 
 __all__ = ["Membership"]
 

@@ -20,11 +20,12 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from fedcl.auditing.residuals import TOTAL, judged, residual
-from fedcl.core.audit import Finding, Release, Subject, Watch
+from fedcl.core.audit import Subject
 from fedcl.core.errors import ConfigError
 from fedcl.core.params import Params
 from fedcl.core.privacy.banded import coefficients
 from fedcl.core.seeds import numpy_generator
+from fedcl.core.watch import Finding, Release, Watch
 
 __all__ = ["Residual"]
 

@@ -9,8 +9,8 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from fedcl.core.channel import Aggregate, combine, fold
-from fedcl.core.engine import BlockResult
 from fedcl.core.params import Params
+from fedcl.core.request import BlockResult
 
 Weights = Literal["examples", "equal"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,17 +13,16 @@ from torch import Tensor
 from fedcl.core.block import Batching, Block, same_task
 from fedcl.core.channel import Aggregate, combine
 from fedcl.core.client import Each, Reply, Unchanged
-from fedcl.core.engine import BlockResult, Request, diverged, failure
 from fedcl.core.errors import ClientError
 from fedcl.core.local import Local, change
 from fedcl.core.model import Net
 from fedcl.core.params import not_finite
+from fedcl.core.request import BlockResult, Request, diverged, failure
+from fedcl.core.site import Site
 from fedcl.core.statistic import Statistic
 from fedcl.core.trained import BlockReply, TrainedBlock
+from fedcl.core.training.precision import reduced
 from fedcl.core.tree import settle
-
-if TYPE_CHECKING:
-    from fedcl.core.site import Site
 
 
 def run_batched(
@@ -41,6 +40,22 @@ def run_batched(
     Raises:
         ClientError: A client's program failed.
     """
+    absent = site.absent(request, ids)
+    present = [id for id in ids if id not in absent] if absent else ids
+    with reduced(site.device, site.precision):
+        if not present:
+            return replace(site.gather(request, ()), failures=absent)
+        result = _together(site, request, present, memories, batching)
+    return replace(result, failures={**result.failures, **absent})
+
+
+def _together(
+    site: Site,
+    request: Request,
+    ids: Sequence[int],
+    memories: Mapping[int, Any],
+    batching: Batching,
+) -> BlockResult:
     program, summed = request.program, _only_sums(site, request)
     # Each client bounds its own rows' parts where single records are protected.
     apart = not summed or site.promise is not None

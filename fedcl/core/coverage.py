@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fedcl.core.client import Program, Spent
-from fedcl.core.engine import BlockResult, program_name
 from fedcl.core.errors import ExposureError
 from fedcl.core.local import Local, change, own_data, own_state
 from fedcl.core.privacy.examples import ExampleMechanism
+from fedcl.core.request import BlockResult, program_name
 from fedcl.core.statistic import Statistic
 
 

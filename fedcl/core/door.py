@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 from fedcl.core.accounting.ledger import Ledger
 from fedcl.core.aggregation import Aggregation
-from fedcl.core.audit import Watch
 from fedcl.core.channel import Aggregate, Channel, hides_replies
 from fedcl.core.client import Program
 from fedcl.core.coverage import UNDECLARED, Coverage
-from fedcl.core.engine import Engine, Position, program_name
+from fedcl.core.engine import Engine
 from fedcl.core.errors import ConfigError
 from fedcl.core.exchange import Exchange
 from fedcl.core.exposure import least_answers
@@ -20,7 +19,9 @@ from fedcl.core.local import Local
 from fedcl.core.memories import Memories
 from fedcl.core.owed import Owed
 from fedcl.core.privacy.examples import ExampleMechanism
+from fedcl.core.request import Position, program_name
 from fedcl.core.seeds import seed_of
+from fedcl.core.watch import Watch
 from fedcl.core.wire import Vocabulary, check
 
 

@@ -11,7 +11,7 @@ import torch
 
 from fedcl.core.channel import Aggregate, combine
 from fedcl.core.client import Each
-from fedcl.core.engine import BlockResult, Position, Request, failure
+from fedcl.core.request import BlockResult, Position, Request, failure
 from fedcl.core.tree import bytes_by_kind
 
 

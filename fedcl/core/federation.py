@@ -16,7 +16,6 @@ from fedcl.core.channel import Aggregate, hides_replies, mechanism, mechanism_at
 from fedcl.core.client import Each, Program, Reply
 from fedcl.core.coverage import admit
 from fedcl.core.door import Door, TooFewReplies
-from fedcl.core.engine import BlockResult, Position, Request, program_name
 from fedcl.core.errors import ConfigError, ExposureError
 from fedcl.core.exchange import Exchange, add_block
 from fedcl.core.exposure import check_each, check_sum
@@ -28,6 +27,7 @@ from fedcl.core.privacy.noise import key_of
 from fedcl.core.privacy.statistic import noise_in
 from fedcl.core.recordrelease import charge, charge_ahead
 from fedcl.core.release import draw_of, expected_of, nothing_of, release
+from fedcl.core.request import BlockResult, Position, Request, program_name
 from fedcl.core.seeds import seed_of
 from fedcl.core.task import TaskInfo
 from fedcl.core.tree import settle

@@ -20,12 +20,12 @@ from fedcl.core.around import Around
 from fedcl.core.attacks.lies import Attackers
 from fedcl.core.channel import Aggregate, Channel, Sending, fold
 from fedcl.core.client import Each, Reply
-from fedcl.core.engine import Answer, BlockResult, Request, diverged, failure
 from fedcl.core.errors import FedclError
 from fedcl.core.local import Local, change
 from fedcl.core.memories import Memories
 from fedcl.core.params import not_finite
 from fedcl.core.privacy.clipping import norm
+from fedcl.core.request import Answer, BlockResult, Request, diverged, failure
 from fedcl.core.site import Site
 
 Form = Mapping[str, tuple[torch.Size, torch.dtype]]

@@ -10,10 +10,10 @@ from fedcl.core.accounting.recordledger import RecordEvent, grouped
 from fedcl.core.client import Program
 from fedcl.core.coverage import is_trusted, spent_of
 from fedcl.core.door import Door
-from fedcl.core.engine import BlockResult, Position, program_name
 from fedcl.core.errors import ConfigError
 from fedcl.core.local import Local
 from fedcl.core.owed import knows_rows
+from fedcl.core.request import BlockResult, Position, program_name
 
 
 def charge_ahead(

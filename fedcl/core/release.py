@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from fedcl.core.accounting.ledger import Draw, Event, Mechanism
-from fedcl.core.audit import Release
 from fedcl.core.channel import Aggregate
 from fedcl.core.door import Door
-from fedcl.core.engine import Position
 from fedcl.core.errors import ConfigError
 from fedcl.core.privacy.banded import coefficients, correlated, inverse, separation_of
 from fedcl.core.privacy.distributed import decoded, plan
 from fedcl.core.privacy.noise import gaussian
+from fedcl.core.request import Position
+from fedcl.core.watch import Release
 
 
 def expected_of(door: Door, members: Sequence[int], clients: Sequence[int] | None) -> int:

@@ -19,11 +19,11 @@ import torch
 
 from fedcl.core.around import Around
 from fedcl.core.channel import Aggregate
-from fedcl.core.engine import BlockResult, Request
 from fedcl.core.errors import ExposureError
 from fedcl.core.exchange import add_block
 from fedcl.core.memories import Memories
 from fedcl.core.privacy.distributed import in_ring
+from fedcl.core.request import BlockResult, Request
 
 
 @dataclass

@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedcl.core.batch import run_batched
-from fedcl.core.block import Batching, Block
+from fedcl.core.block import Block
 from fedcl.core.channel import Channel, Sending, fold
 from fedcl.core.client import Client, Each, Reply, Unchanged
-from fedcl.core.engine import Answer, BlockResult, Position, Request, diverged, failure
 from fedcl.core.local import Local, Trainer
 from fedcl.core.params import not_finite
 from fedcl.core.population import Population
 from fedcl.core.privacy.examples import ExampleMechanism
 from fedcl.core.privacy.noise import key_of
 from fedcl.core.privacy.statistic import PrivateStatistic
+from fedcl.core.request import Answer, BlockResult, Position, Request, diverged, failure
 from fedcl.core.seeds import seed_of
 from fedcl.core.statistic import Statistic
 from fedcl.core.training.precision import reduced
@@ -110,7 +109,7 @@ class Site:
         self, request: Request, ids: Sequence[int], memories: Mapping[int, Any]
     ) -> BlockResult:
         """Runs the clients of a block one after the other: the reference."""
-        message, absent = settle(request.message, self.device), self._absent(request, ids)
+        message, absent = settle(request.message, self.device), self.absent(request, ids)
         with reduced(self.device, self.precision):
             answers = [
                 self.answer(request, id, memories.get(id), message)
@@ -119,25 +118,9 @@ class Site:
             ]
         return replace(self.gather(request, answers), failures=absent)
 
-    def _absent(self, request: Request, ids: Sequence[int]) -> Mapping[int, str]:
+    def absent(self, request: Request, ids: Sequence[int]) -> Mapping[int, str]:
         """Returns which clients have nothing to take part with, and why."""
         return self.population.at(request.position.round).absent(ids, request.position.stage)
-
-    def batch(
-        self,
-        request: Request,
-        ids: Sequence[int],
-        memories: Mapping[int, Any],
-        batching: Batching,
-    ) -> BlockResult:
-        """Runs the clients of a block as batched computations, where the program allows it."""
-        absent = self._absent(request, ids)
-        present = [id for id in ids if id not in absent] if absent else ids
-        with reduced(self.device, self.precision):
-            if not present:
-                return replace(self.gather(request, ()), failures=absent)
-            result = run_batched(self, request, present, memories, batching)
-        return replace(result, failures={**result.failures, **absent})
 
     def answer(self, request: Request, id: int, memory: Any, message: Any) -> Answer:
         """Runs one client and the channel's `upload` steps: all that happens where it lives.

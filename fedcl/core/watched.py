@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from fedcl.core.around import Around
-from fedcl.core.audit import Watch
 from fedcl.core.channel import fold
-from fedcl.core.engine import BlockResult, Request
 from fedcl.core.memories import Memories
+from fedcl.core.request import BlockResult, Request
 from fedcl.core.site import Site
+from fedcl.core.watch import Watch
 
 
 @dataclass

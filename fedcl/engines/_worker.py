@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedcl.core.batch import run_batched
 from fedcl.core.block import Batching
 from fedcl.core.client import Each
-from fedcl.core.engine import BlockResult, Request
+from fedcl.core.request import BlockResult, Request
 from fedcl.core.site import Site
 from fedcl.core.tree import move, settle
 
@@ -58,7 +59,7 @@ class Worker:
         if own is not None:
             request = replace(request, message=own)
         if self._batching is not None:
-            result = self._site.batch(request, ids, memories, self._batching)
+            result = run_batched(self._site, request, ids, memories, self._batching)
         else:
             result = self._site.loop(request, ids, memories)
         return move(result, torch.device("cpu"))

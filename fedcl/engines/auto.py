@@ -10,8 +10,9 @@ from typing import Any, Literal
 from torch import nn
 
 from fedcl.core.cost import SPEED
-from fedcl.core.engine import BlockResult, Engine, Request
+from fedcl.core.engine import Engine
 from fedcl.core.memories import Memories
+from fedcl.core.request import BlockResult, Request
 from fedcl.core.site import Site
 from fedcl.core.training.blockmodel import block_model
 from fedcl.engines.serial import Serial

@@ -21,9 +21,9 @@ from typing import Any
 from uuid import uuid4
 
 from fedcl.core import wire
-from fedcl.core.engine import BlockResult, Request
 from fedcl.core.errors import ConfigError
 from fedcl.core.memories import Memories
+from fedcl.core.request import BlockResult, Request
 from fedcl.core.site import Site
 from fedcl.core.survey import Examination, Finding
 

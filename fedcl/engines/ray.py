@@ -16,8 +16,8 @@ import torch
 
 from fedcl.core.block import Batching, Path
 from fedcl.core.client import Each
-from fedcl.core.engine import BlockResult, Request
 from fedcl.core.memories import Memories
+from fedcl.core.request import BlockResult, Request
 from fedcl.core.site import Site
 from fedcl.core.tree import move
 from fedcl.engines._worker import Worker

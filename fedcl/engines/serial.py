@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedcl.core.engine import BlockResult, Request
 from fedcl.core.memories import Memories
+from fedcl.core.request import BlockResult, Request
 from fedcl.core.site import Site
 
 __all__ = ["Serial"]

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedcl.core.batch import run_batched
 from fedcl.core.block import Batching, Path
-from fedcl.core.engine import BlockResult, Request
 from fedcl.core.memories import Memories
+from fedcl.core.request import BlockResult, Request
 from fedcl.core.site import Site
 
 __all__ = ["Vectorized"]
@@ -49,7 +50,7 @@ class Vectorized:
         """Yields the results of the fold blocks of `ids`, in their order."""
         assert self._site is not None
         for block in self._site.blocks(ids):
-            yield self._site.batch(request, block, memories.load(block), self._batching)
+            yield run_batched(self._site, request, block, memories.load(block), self._batching)
 
     def close(self) -> None:
         """Has nothing to end."""

@@ -18,9 +18,9 @@ from fedcl.config import Experiment
 from fedcl.core import wire
 from fedcl.core.client import Reply, Unchanged
 from fedcl.core.data.stream import Stream
-from fedcl.core.engine import Answer, Request
 from fedcl.core.errors import ClientError, ConfigError, FedclError
 from fedcl.core.privacy.noise import key_of
+from fedcl.core.request import Answer, Request
 from fedcl.core.site import Site
 from fedcl.core.tree import settle
 from fedcl.flower import messages

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedcl.core import wire
 from fedcl.core.client import Kept
-from fedcl.core.engine import Position
+from fedcl.core.request import Position
 from fedcl.flower.versions import BEFORE_ALL, Moment, Versions
 
 

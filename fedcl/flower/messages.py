@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fedcl.core import wire
 from fedcl.core.client import Kept, Reply
-from fedcl.core.engine import Position, Request
 from fedcl.core.errors import FedclError
+from fedcl.core.request import Position, Request
 from fedcl.flower.envelope import Envelope, whole
 
 EXCHANGE = "query.exchange"

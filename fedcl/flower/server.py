@@ -11,7 +11,6 @@ from flwr.app import Message, RecordDict
 
 from fedcl.core import wire
 from fedcl.core.client import Each, Kept, Spent, Unchanged
-from fedcl.core.engine import Answer, BlockResult, Request, failure
 from fedcl.core.errors import (
     AbsentError,
     ClientError,
@@ -21,6 +20,7 @@ from fedcl.core.errors import (
     ResumeError,
 )
 from fedcl.core.memories import Memories
+from fedcl.core.request import Answer, BlockResult, Request, failure
 from fedcl.core.site import Site
 from fedcl.core.tree import settle
 from fedcl.flower import messages

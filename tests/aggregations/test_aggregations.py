@@ -12,7 +12,7 @@ from fedcl.config import parse
 from fedcl.core.aggregation import aggregate
 from fedcl.core.channel import fold
 from fedcl.core.client import Reply
-from fedcl.core.engine import BlockResult
+from fedcl.core.request import BlockResult
 
 TINY = {
     "dataset": {"name": "synthetic", "classes": 3, "features": 6, "train": 120, "test": 60},

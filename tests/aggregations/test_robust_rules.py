@@ -20,10 +20,10 @@ from fedcl.core.aggregation import Aggregation
 from fedcl.core.attacks.adversary import Adversary, Attack
 from fedcl.core.attacks.lies import Attackers
 from fedcl.core.client import Model, Reply
-from fedcl.core.engine import Answer, Position, Request
 from fedcl.core.errors import ConfigError, ExposureError, FedclError
 from fedcl.core.local import Local, cross_entropy
 from fedcl.core.params import Params
+from fedcl.core.request import Answer, Position, Request
 from tests.tiny import same, tiny
 
 RULES = ("median", "trimmed_mean", "krum", "multi_krum", "bulyan")

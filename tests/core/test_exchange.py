@@ -7,9 +7,9 @@ import torch
 
 from fedcl.core.channel import Aggregate, combine
 from fedcl.core.client import Reply
-from fedcl.core.engine import BlockResult, Position, Request
 from fedcl.core.errors import ClientError
 from fedcl.core.exchange import add_block
+from fedcl.core.request import BlockResult, Position, Request
 from tests.tiny import same
 
 REQUEST = Request(Position(0, 1, 0), lambda client, message: Reply({}), None)

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from fedcl.aggregations.mean import Mean
 from fedcl.channels.secure_aggregation import SecureAggregation
-from fedcl.core.audit import Watch
 from fedcl.core.channel import Aggregate, Sending, Transform
 from fedcl.core.client import Client, Model, Reply, Unchanged
 from fedcl.core.data.scenario import Task
 from fedcl.core.data.stream import Stream
 from fedcl.core.door import Door, TooFewReplies
-from fedcl.core.engine import Engine, Position
+from fedcl.core.engine import Engine
 from fedcl.core.errors import ClientError, ConfigError, ExposureError
 from fedcl.core.exchange import Exchange
 from fedcl.core.federation import Federation
@@ -26,9 +25,11 @@ from fedcl.core.memories import Memories
 from fedcl.core.method import Method
 from fedcl.core.params import Params, add
 from fedcl.core.population import Simulated
+from fedcl.core.request import Position
 from fedcl.core.seeds import seed_of
 from fedcl.core.sgd import train_one
 from fedcl.core.site import Site
+from fedcl.core.watch import Watch
 from fedcl.core.wire import vocabulary
 from fedcl.engines.serial import Serial
 from fedcl.engines.vectorized import Vectorized

@@ -12,12 +12,12 @@ from fedcl.core.accounting.recordledger import RecordEvent
 from fedcl.core.client import Spent
 from fedcl.core.coverage import KEPT, OWN, is_trusted
 from fedcl.core.door import Door
-from fedcl.core.engine import Position
 from fedcl.core.errors import ConfigError, ExposureError
 from fedcl.core.local import CrossEntropy, Local
 from fedcl.core.owed import knows_rows, owed
 from fedcl.core.privacy.examples import ExampleMechanism
 from fedcl.core.recordrelease import charge_ahead
+from fedcl.core.request import Position
 from fedcl.trainers.dp_sgd import DpSgd
 from tests.conformance import every_method, light
 from tests.tiny import scenario, stream_of, tiny, watched

@@ -13,13 +13,14 @@ from torch.nn import functional as F
 
 import fedcl
 from fedcl.assembly import build_site
+from fedcl.core.batch import run_batched
 from fedcl.core.block import Batching
 from fedcl.core.channel import combine
-from fedcl.core.engine import Position, Request
 from fedcl.core.errors import ClientError
 from fedcl.core.features.moments import InputMoments, input_statistics
 from fedcl.core.features.subspace import unpack
 from fedcl.core.model import Net
+from fedcl.core.request import Position, Request
 from fedcl.core.site import Site
 from fedcl.core.statistic import Statistic
 from fedcl.core.task import ClientTask, Examples
@@ -84,8 +85,8 @@ def test_several_clients_at_once_give_the_sum_of_each(
     site = build_site(tiny(changes, model=model))
     request, ids = asked(site, measure), range(9)
     alone = site.loop(request, ids, {})
-    together = site.batch(request, ids, {}, Batching())
-    in_parts = site.batch(request, ids, {}, Batching(block=4))
+    together = run_batched(site, request, ids, {}, Batching())
+    in_parts = run_batched(site, request, ids, {}, Batching(block=4))
     for found in (together, in_parts):
         assert found.total is not None and alone.total is not None
         assert found.ids == alone.ids and found.total.weight == alone.total.weight == 9.0
@@ -124,7 +125,7 @@ def test_revealed_replies_are_single_ones_on_every_path() -> None:
     request = asked(site, MEASURES["gram"], reveal=True)
     alone, together = (
         site.loop(request, range(4), {}),
-        site.batch(request, range(4), {}, Batching()),
+        run_batched(site, request, range(4), {}, Batching()),
     )
     assert alone.replies is not None and together.replies is not None
     for one, other in zip(alone.replies, together.replies, strict=True):
@@ -134,8 +135,8 @@ def test_revealed_replies_are_single_ones_on_every_path() -> None:
 def test_blocks_add_up_to_the_population() -> None:
     site = build_site(tiny(CHANGES))
     request = asked(site, MEASURES["prototypes"])
-    whole = site.batch(request, range(9), {}, Batching())
-    parts = [site.batch(request, ids, {}, Batching()) for ids in site.blocks(range(9))]
+    whole = run_batched(site, request, range(9), {}, Batching())
+    parts = [run_batched(site, request, ids, {}, Batching()) for ids in site.blocks(range(9))]
     assert whole.total is not None
     total = combine([part.total for part in parts if part.total is not None])
     assert distance(total.total, whole.total.total) < 1e-9
@@ -148,7 +149,7 @@ def broken(net: Net, rows: Examples, task: ClientTask, message: Any) -> dict[str
 def test_nan_names_a_client() -> None:
     site = build_site(tiny(CHANGES))
     with pytest.raises(ClientError, match=r"client 0 failed in stage 0, round 0.*NaN or infinity"):
-        site.batch(asked(site, Statistic(broken, "broken")), range(9), {}, Batching())
+        run_batched(site, asked(site, Statistic(broken, "broken")), range(9), {}, Batching())
 
 
 def test_fot_measures_its_gram_matrices_through_blocks() -> None:
@@ -197,14 +198,14 @@ def test_draws_are_the_same_alone_and_among_others(order: str, rows: int) -> Non
     alone = site.loop(request, ids, {}).total
     assert alone is not None
     for batching in (Batching(), Batching(block=4), Batching(block=1)):
-        found = site.batch(request, ids, {}, batching).total
+        found = run_batched(site, request, ids, {}, batching).total
         assert found is not None
         assert torch.equal(found.total["counts/drawn"], alone.total["counts/drawn"])
         assert distance(found.total, alone.total) < 1e-9
     # In other company too.
     for some in ((2, 5), (5,), (0, 5, 8)):
         parts = [site.loop(request, (id,), {}).total for id in some]
-        whole = site.batch(request, some, {}, Batching()).total
+        whole = run_batched(site, request, some, {}, Batching()).total
         assert whole is not None
         total = combine([part for part in parts if part is not None])
         assert distance(whole.total, total.total) < 1e-9

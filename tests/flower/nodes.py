@@ -12,7 +12,7 @@ from flwr.app import Context, RecordDict, UserConfigValue
 from fedcl.config import Experiment
 from fedcl.core import wire
 from fedcl.core.client import Kept, Model
-from fedcl.core.engine import Request
+from fedcl.core.request import Request
 from fedcl.flower.agreement import fingerprints
 from fedcl.flower.client_app import Find
 from fedcl.flower.device import at_home

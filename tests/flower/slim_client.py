@@ -20,8 +20,8 @@ from fedcl.assembly import build_site
 from fedcl.config import Experiment, load_config
 from fedcl.core import wire
 from fedcl.core.client import Model
-from fedcl.core.engine import Position, Request
 from fedcl.core.local import CrossEntropy, Local
+from fedcl.core.request import Position, Request
 from fedcl.flower.agreement import fingerprints
 from fedcl.flower.device import app
 from fedcl.flower.introductions import Introduced, Introduction

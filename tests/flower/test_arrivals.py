@@ -15,8 +15,8 @@ from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core import wire
 from fedcl.core.client import Model
-from fedcl.core.engine import Position, Request
 from fedcl.core.local import CrossEntropy, Local
+from fedcl.core.request import Position, Request
 from fedcl.core.survey import Examination, findings
 from fedcl.flower import arrivals, evaluation
 from fedcl.flower.agreement import fingerprints

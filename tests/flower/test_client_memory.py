@@ -9,8 +9,8 @@ import torch
 
 from fedcl.core import wire
 from fedcl.core.client import Kept
-from fedcl.core.engine import Position
 from fedcl.core.errors import ResumeError
+from fedcl.core.request import Position
 from fedcl.flower.memories import ClientMemory
 from fedcl.flower.versions import Moment
 

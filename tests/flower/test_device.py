@@ -21,9 +21,9 @@ from fedcl.assembly import build_site
 from fedcl.config import Experiment, load_config
 from fedcl.core import wire
 from fedcl.core.client import Kept, Model, Reply
-from fedcl.core.engine import Position, Request
 from fedcl.core.local import CrossEntropy, Local
 from fedcl.core.privacy.noise import key_of
+from fedcl.core.request import Position, Request
 from fedcl.flower import client_app
 from fedcl.flower.client_app import introduce, respond
 from fedcl.flower.device import app, at_home

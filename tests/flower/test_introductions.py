@@ -12,8 +12,8 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from fedcl import __version__
 from fedcl.core import wire
 from fedcl.core.client import Reply
-from fedcl.core.engine import Position
 from fedcl.core.errors import ConfigError
+from fedcl.core.request import Position
 from fedcl.flower.agreement import differences, fingerprints, shared
 from fedcl.flower.client_app import introduce
 from fedcl.flower.introductions import Introduced, Introduction

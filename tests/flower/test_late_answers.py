@@ -16,10 +16,10 @@ from fedcl.config import Experiment
 from fedcl.core.accounting.composition import Charge, epsilon
 from fedcl.core.accounting.recordledger import RecordEvent, RecordLedger
 from fedcl.core.client import Client
-from fedcl.core.engine import Request
 from fedcl.core.errors import ConfigError, FedclError
 from fedcl.core.memories import Memories
 from fedcl.core.privacy.sgd import train_private
+from fedcl.core.request import Request
 from fedcl.flower import inquiry
 from fedcl.flower.messages import EXCHANGE
 from fedcl.ledgerfile import LedgerFile

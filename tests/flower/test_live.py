@@ -16,9 +16,9 @@ from flwr.app import Message, RecordDict
 
 import fedcl
 from fedcl.config import Experiment
-from fedcl.core.engine import BlockResult, Request
 from fedcl.core.errors import FedclError
 from fedcl.core.memories import Memories
+from fedcl.core.request import BlockResult, Request
 from fedcl.flower import live
 from fedcl.flower.guestbook import open_guestbook
 from fedcl.flower.messages import EXCHANGE, INTRODUCTION

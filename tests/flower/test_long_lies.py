@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 import fedcl
 from fedcl.config import Experiment, override, parse
-from fedcl.core.engine import BlockResult, Request
 from fedcl.core.memories import Memories
+from fedcl.core.request import BlockResult, Request
 from fedcl.flower.messages import EXCHANGE
 from tests.flower.live import federation, told
 from tests.flower.lying import LIES, lie

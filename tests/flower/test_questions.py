@@ -18,8 +18,8 @@ from fedcl.assembly import build_site
 from fedcl.config import Experiment
 from fedcl.core import wire
 from fedcl.core.client import Kept, Model
-from fedcl.core.engine import Position, Request
 from fedcl.core.local import CrossEntropy, Local, Proximal
+from fedcl.core.request import Position, Request
 from fedcl.flower.agreement import fingerprints
 from fedcl.flower.client_app import respond
 from fedcl.flower.memories import ClientMemory

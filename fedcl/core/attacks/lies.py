@@ -18,10 +18,10 @@ from torch import Tensor
 
 from fedcl.core.attacks.adversary import Adversary
 from fedcl.core.client import Reply
-from fedcl.core.engine import Answer, Request
 from fedcl.core.local import Local, change
 from fedcl.core.params import Params
 from fedcl.core.privacy.clipping import clipped
+from fedcl.core.request import Answer, Request
 from fedcl.core.seeds import torch_generator
 
 

@@ -13,9 +13,9 @@ from fedcl.core.attacks.adversary import Adversary
 from fedcl.core.attacks.lies import Attackers
 from fedcl.core.attacks.poison import Poison
 from fedcl.core.client import Model, Reply
-from fedcl.core.engine import Answer, Position, Request
 from fedcl.core.errors import ConfigError
 from fedcl.core.local import Local, cross_entropy
+from fedcl.core.request import Answer, Position, Request
 from fedcl.core.task import Examples
 from tests.ray_house import RayHouse
 from tests.tiny import TABLE, assert_same_runs, same, tiny

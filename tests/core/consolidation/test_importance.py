@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedcl.assembly import build_site
+from fedcl.core.batch import run_batched
 from fedcl.core.block import Batching
 from fedcl.core.client import Client
 from fedcl.core.consolidation.elastic import grown_importance, guarded_parameters
@@ -25,9 +26,9 @@ from fedcl.core.consolidation.importance import (
     importance_needs,
     weighted,
 )
-from fedcl.core.engine import Position, Request
 from fedcl.core.local import Local, masked_logits
 from fedcl.core.model import Net
+from fedcl.core.request import Position, Request
 from fedcl.core.sgd import Settings, train_one
 from fedcl.core.statistic import Statistic
 from fedcl.core.task import ClientTask, Examples
@@ -166,7 +167,7 @@ def test_sums_over_uneven_clients_are_those_of_one_example_after_the_other(
     for client in clients:
         for name, value in slow(site.model, params, client, fisher).items():
             expected[name] += value
-    for result in (site.loop(request, ids, {}), site.batch(request, ids, {}, Batching())):
+    for result in (site.loop(request, ids, {}), run_batched(site, request, ids, {}, Batching())):
         assert result.total is not None
         total = dict(result.total.total)
         assert float(total.pop("count/n")) == sum(len(client.data) for client in clients)

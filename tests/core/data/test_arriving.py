@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from fedcl.assembly import build_site
+from fedcl.core.batch import run_batched
 from fedcl.core.block import Batching
 from fedcl.core.client import Model
 from fedcl.core.data.arriving import Arriving
-from fedcl.core.engine import Position, Request
 from fedcl.core.errors import AbsentError, ConfigError, ResumeError
 from fedcl.core.local import Local, cross_entropy
+from fedcl.core.request import Position, Request
 from fedcl.core.site import Site
 from tests.arriving_data import arrival, arrive, deliver, house, live
 from tests.tiny import first_parameters, same
@@ -113,9 +114,9 @@ def test_who_has_nothing_is_absent_and_the_others_answer(tmp_path: Path) -> None
     assert loop.ids == (0, 3) and loop.total is not None and loop.total.count == 2
     assert loop.failures == {id: "no data have arrived that it could learn" for id in (1, 2, 4)}
     for path in ("loop", "fused"):
-        batch = site.batch(request, range(5), {}, Batching(path, 4))
+        batch = run_batched(site, request, range(5), {}, Batching(path, 4))
         assert (batch.ids, batch.failures) == (loop.ids, loop.failures)
-    none = site.batch(request, (1, 2), {}, Batching("fused", 4))
+    none = run_batched(site, request, (1, 2), {}, Batching("fused", 4))
     assert none.ids == () and set(none.failures) == {1, 2}
     with pytest.raises(AbsentError, match="client 1: no data have arrived"):
         rows(site, 1, 0)
