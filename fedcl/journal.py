@@ -21,6 +21,7 @@ from fedcl.core.generative.samples import few_of_each
 from fedcl.core.memories import Memories
 from fedcl.core.seeds import seed_of
 from fedcl.core.tree import settle
+from fedcl.core.vocabulary import vocabulary
 from fedcl.privacy import privacy_rows
 from fedcl.record import (
     COSTS,
@@ -63,7 +64,7 @@ class Journal:
     def __post_init__(self) -> None:
         self.rejected: list[Row] = []
         self.record = Record(folder=self.folder)
-        self.words = wire.vocabulary(self.experiment.method)
+        self.words = vocabulary(self.experiment.method)
         shelf = scratch() if self.store is None else self.store.memories
         self.memories = Memories(shelf, self.words, self.experiment.memory.cache)
         self.traffic = (0, 0)

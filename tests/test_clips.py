@@ -35,7 +35,7 @@ from fedcl.core.privacy.clipping import norm
 from fedcl.core.privacy.noise import seeded_root
 from fedcl.core.request import BlockResult, Position, Request
 from fedcl.core.task import TaskInfo
-from fedcl.core.wire import vocabulary
+from fedcl.core.vocabulary import vocabulary
 from fedcl.engines.serial import Serial
 from tests import measured
 from tests.measured import RECEIVED, RELEASED, SENT, size_of

@@ -14,10 +14,10 @@ import ray
 
 import fedcl
 from fedcl.config import Experiment, find, parse
-from fedcl.core import wire
 from fedcl.core.client import Kept
 from fedcl.core.errors import ClientError, ConfigError, FedclError, ResumeError
 from fedcl.core.site import Site
+from fedcl.core.vocabulary import vocabulary
 from fedcl.flower import simulation
 from fedcl.flower.memories import ClientMemory
 from fedcl.flower.simulated import enter
@@ -137,7 +137,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 
 def moments(clients: Path, id: int) -> list[tuple[int, int, int, int]]:
     """Returns the versions of a client's memory."""
-    return ClientMemory(clients / str(id), wire.vocabulary()).moments()
+    return ClientMemory(clients / str(id), vocabulary()).moments()
 
 
 def test_the_server_holds_no_memory(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from fedcl.core.evaluate import predicted
 from fedcl.core.method import Method
 from fedcl.core.survey import stream_at
 from fedcl.core.tree import nbytes
+from fedcl.core.vocabulary import vocabulary
 from fedcl.loop import asked_again
 from tests.conformance import (
     LIGHT,
@@ -129,7 +130,7 @@ def test_what_clients_get_for_prediction_is_enough_and_no_more(name: str) -> Non
     experiment = of(name, one, method={"name": name})
     site, look = build_site(experiment), Looking()
     asked_again(experiment, site, look)  # type: ignore[arg-type]
-    method, stream, words = experiment.method, stream_at(site), wire.vocabulary(experiment.method)
+    method, stream, words = experiment.method, stream_at(site), vocabulary(experiment.method)
     (state,) = look.states
     view = wire.loads(wire.dumps(method.for_prediction(state), words), words)
     x, allowed = stream.held_out(0, "test").x, stream.head(0, 0)

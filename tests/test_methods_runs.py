@@ -10,6 +10,7 @@ import pytest
 import fedcl
 from fedcl.core import wire
 from fedcl.core.errors import ConfigError
+from fedcl.core.vocabulary import vocabulary
 from fedcl.store import Store
 from tests.conformance import cls, every_method, of, plain, run_or_refused, seen
 from tests.tiny import (
@@ -32,7 +33,7 @@ from tests.tiny import (
 @every_method
 def test_all_that_travels_or_is_kept_survives_the_codec(name: str, tmp_path: Path) -> None:
     experiment = of(name)
-    words = wire.vocabulary(experiment.method)
+    words = vocabulary(experiment.method)
 
     def check(value: Any) -> None:
         read = wire.loads(wire.dumps(value, words), words)

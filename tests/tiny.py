@@ -23,6 +23,7 @@ from fedcl.core.memories import Memories
 from fedcl.core.params import Params
 from fedcl.core.request import BlockResult, Request
 from fedcl.core.site import Site
+from fedcl.core.vocabulary import vocabulary
 from fedcl.record import Record
 from fedcl.store import Store
 
@@ -173,7 +174,7 @@ def trace(experiment: Experiment, out: Path) -> tuple[Record, list[Any]]:
 
     The states are read from the checkpoint, so they have been through the codec.
     """
-    words = wire.vocabulary(experiment.method)
+    words = vocabulary(experiment.method)
     states: list[Any] = []
 
     def watch(_: object) -> None:

@@ -66,13 +66,13 @@ class Memories:
 
         Args:
             shelf: Where memories lie that have no room; None holds all in RAM.
-            words: What a memory may name; without it, the names of core.
+            words: What a memory may name; without it nothing, and plain values alone are kept.
             cache: Bytes of memories in RAM.
         """
         self.recall: Callable[[int, Any], Any] | None = None
         self._shelf = shelf
         self._bare = shelf is None or shelf.empty()  # then nobody need be looked up there
-        self._words = words or wire.vocabulary()
+        self._words = words or wire.Vocabulary({}, {})
         self._cache = cache
         self._settled = _Held()  # as of the last finished step
         self._unwritten: set[int] = set()  # those of them that the shelf does not hold yet

@@ -7,24 +7,16 @@ nothing that is read can name code to run. Programs are written by the name of t
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
-
-from fedcl.core import client, local, optimizer, statistic, task
-from fedcl.core.consolidation import importance, kronecker
-from fedcl.core.features import analytic, moments
-from fedcl.core.generative import carried, datafree, generator, known, pictures, synthesis
-from fedcl.core.losses import anchors, compensation, distillation, prototypes, tempered
-from fedcl.core.replay import globalsample, informative, memory
 
 
 @dataclass(frozen=True)
@@ -42,53 +34,8 @@ class Vocabulary:
     method: Any = None
 
 
-def vocabulary(method: Any = None, *modules: ModuleType) -> Vocabulary:
-    """Returns the vocabulary of core, of a method (its module too) and of further modules."""
-    places = [
-        task,
-        client,
-        analytic,
-        anchors,
-        carried,
-        compensation,
-        datafree,
-        distillation,
-        generator,
-        globalsample,
-        informative,
-        local,
-        memory,
-        moments,
-        known,
-        kronecker,
-        importance,
-        optimizer,
-        pictures,
-        prototypes,
-        statistic,
-        synthesis,
-        tempered,
-        *modules,
-    ]
-    if method is not None:
-        places.append(inspect.getmodule(type(method)) or local)
-    classes: dict[str, type] = {}
-    functions: dict[str, FunctionType] = {}
-    for place in places:
-        for name, value in vars(place).items():
-            if (
-                inspect.isclass(value)
-                and is_dataclass(value)
-                and value.__dataclass_params__.frozen  # type: ignore[attr-defined]
-                and value.__module__ == place.__name__
-            ):
-                classes[_name(value)] = value
-            elif inspect.isfunction(value) and not name.startswith("_") and place is local:
-                functions[_name(value)] = value
-    return Vocabulary(classes, functions, method)
-
-
-def _name(value: Any) -> str:
+def name_of(value: Any) -> str:
+    """Returns the name by which a class or a function is written: its module's and its own."""
     return f"{value.__module__}:{value.__qualname__}"
 
 
@@ -145,15 +92,15 @@ def _structure(value: Any, words: Vocabulary, put: Callable[[Tensor], str]) -> A
             if item.__name__ in type(words.method).client_half:
                 return {"method": item.__name__}
             raise TypeError(f"method function {item.__name__!r} is not listed in client_half")
-        if isinstance(item, FunctionType) and words.functions.get(_name(item)) is item:
-            return {"function": _name(item)}
+        if isinstance(item, FunctionType) and words.functions.get(name_of(item)) is item:
+            return {"function": name_of(item)}
         if (
             is_dataclass(item)
             and not isinstance(item, type)
-            and words.classes.get(_name(type(item))) is type(item)
+            and words.classes.get(name_of(type(item))) is type(item)
         ):
             return {
-                "class": _name(type(item)),
+                "class": name_of(type(item)),
                 "fields": {f.name: walk(getattr(item, f.name)) for f in fields(item)},
             }
         name = getattr(item, "__qualname__", "")

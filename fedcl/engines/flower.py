@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from fedcl.core import wire
 from fedcl.core.errors import ConfigError
 from fedcl.core.memories import Memories
 from fedcl.core.request import BlockResult, Request
 from fedcl.core.site import Site
 from fedcl.core.survey import Examination, Finding
+from fedcl.core.vocabulary import vocabulary
 
 __all__ = ["Flower"]
 
@@ -124,7 +124,7 @@ class Flower:
             post=self._simulation.post(),
             seats=_flower("seats").Fixed(self._simulation.nodes),
             site=site,
-            words=wire.vocabulary(launch["method_object"]),
+            words=vocabulary(launch["method_object"]),
             experiment=experiment,
             config=_flower("agreement").fingerprints(launch["resolved"]),
             timeout=self.timeout,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedcl.core import wire
 from fedcl.core.errors import ConfigError
 from fedcl.core.site import Site
+from fedcl.core.vocabulary import vocabulary
 from fedcl.flower.agreement import fingerprints
 from fedcl.flower.guestbook import open_guestbook
 from fedcl.flower.handed import Handed
@@ -75,7 +75,7 @@ def connect(
         post=post,
         seats=seats,
         site=site,
-        words=wire.vocabulary(launch["method_object"]),
+        words=vocabulary(launch["method_object"]),
         experiment=book.experiment,
         config=fingerprints(launch["resolved"]),
         timeout=timeout or (_HOUR if own.live else 0.0),

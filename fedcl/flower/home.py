@@ -23,6 +23,7 @@ from fedcl.core.privacy.noise import key_of
 from fedcl.core.request import Answer, Request
 from fedcl.core.site import Site
 from fedcl.core.tree import settle
+from fedcl.core.vocabulary import vocabulary
 from fedcl.flower import messages
 from fedcl.flower.agreement import fingerprints
 from fedcl.flower.memories import ClientMemory
@@ -67,7 +68,7 @@ class Own:
     @cached_property
     def words(self) -> wire.Vocabulary:
         """What a message or a memory may name."""
-        return wire.vocabulary(self.experiment.method)
+        return vocabulary(self.experiment.method)
 
     @cached_property
     def fingerprints(self) -> Mapping[str, str]:

@@ -29,8 +29,8 @@ from fedcl.core.request import Position
 from fedcl.core.seeds import seed_of
 from fedcl.core.sgd import train_one
 from fedcl.core.site import Site
+from fedcl.core.vocabulary import vocabulary
 from fedcl.core.watch import Watch
-from fedcl.core.wire import vocabulary
 from fedcl.engines.serial import Serial
 from fedcl.engines.vectorized import Vectorized
 from fedcl.streams._order import Shared

@@ -14,6 +14,7 @@ from fedcl.core.client import Kept
 from fedcl.core.errors import ResumeError
 from fedcl.core.memories import Memories
 from fedcl.core.task import Examples
+from fedcl.core.vocabulary import vocabulary
 from fedcl.store import scratch
 from tests.tiny import same
 
@@ -81,7 +82,7 @@ def test_a_bound_changes_nothing_that_is_read(steps: Any, cache: int) -> None:
 
 
 def test_ram_holds_no_more_than_it_may() -> None:
-    shelf, words = scratch(), wire.vocabulary()
+    shelf, words = scratch(), vocabulary()
     memories = Memories(shelf, words, cache=50_000)
     rows = Examples(torch.rand(20, 100), torch.arange(20), {"stage": torch.zeros(20)})
     for id in range(20):
@@ -111,7 +112,7 @@ def test_what_is_used_stays_in_ram() -> None:
 def test_nothing_is_read_before_it_is_asked_for() -> None:
     shelf = scratch()
     shelf.write(1, b"no memory")
-    shelf.write(2, wire.dumps("two", wire.vocabulary()))
+    shelf.write(2, wire.dumps("two", vocabulary()))
     memories = Memories(shelf)
     assert memories.load([2]) == {2: "two"}
     with pytest.raises(ResumeError, match="the memory of client 1 is damaged"):
@@ -119,7 +120,7 @@ def test_nothing_is_read_before_it_is_asked_for() -> None:
 
 
 def test_a_memory_that_lies_with_its_client_is_fetched_to_be_looked_at() -> None:
-    memories = Memories(scratch(), cache=0)
+    memories = Memories(scratch(), vocabulary(), cache=0)
     kept = Kept((0, 1, 0, 0))
     memories.save({3: kept})
     memories.recall = lambda id, base: (id, base.moment)

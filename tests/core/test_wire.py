@@ -24,7 +24,8 @@ from fedcl.core.method import Method
 from fedcl.core.optimizer import Moments
 from fedcl.core.params import Params
 from fedcl.core.task import Examples
-from fedcl.core.wire import Vocabulary, check, decode, dumps, encode, loads, vocabulary
+from fedcl.core.vocabulary import vocabulary
+from fedcl.core.wire import Vocabulary, check, decode, dumps, encode, loads
 
 
 @dataclass(frozen=True)

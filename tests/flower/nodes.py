@@ -10,9 +10,9 @@ from pathlib import Path
 from flwr.app import Context, RecordDict, UserConfigValue
 
 from fedcl.config import Experiment
-from fedcl.core import wire
 from fedcl.core.client import Kept, Model
 from fedcl.core.request import Request
+from fedcl.core.vocabulary import vocabulary
 from fedcl.flower.agreement import fingerprints
 from fedcl.flower.client_app import Find
 from fedcl.flower.device import at_home
@@ -48,7 +48,7 @@ def question_of(
     experiment: Experiment, request: Request, base: Kept | None = None, name: str = EXPERIMENT
 ) -> Question:
     """Returns a request as a client is asked it."""
-    words = wire.vocabulary(experiment.method)
+    words = vocabulary(experiment.method)
     message = request.message
     assert isinstance(message, Model) or not hasattr(message, "messages"), "one for all"
     coded = Coded.of((request.program, message, request.told), words)

@@ -18,10 +18,10 @@ from flwr.app.user_config import UserConfig
 
 from fedcl.assembly import build_site
 from fedcl.config import Experiment, load_config
-from fedcl.core import wire
 from fedcl.core.client import Model
 from fedcl.core.local import CrossEntropy, Local
 from fedcl.core.request import Position, Request
+from fedcl.core.vocabulary import vocabulary
 from fedcl.flower.agreement import fingerprints
 from fedcl.flower.device import app
 from fedcl.flower.introductions import Introduced, Introduction
@@ -55,7 +55,7 @@ def digest(config: str, state: str, data: str) -> tuple[int, str]:
     told: UserConfig = {"client": 1, "config": config, "state": state, "data": data}
     own = Context(1, 5, told, RecordDict(), {})
     met = ask(Introduction.of(EXPERIMENT, experiment.resolved).write(), "query.introduction", own)
-    words = wire.vocabulary(experiment.method)
+    words = vocabulary(experiment.method)
     site = build_site(load_config(config, {"dataset.root": data}))
     params = {name: value.detach() for name, value in site.model.named_parameters()}
     request = Request(Position(0, 0, 0), Local(CrossEntropy()), Model(params))

@@ -13,11 +13,11 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
-from fedcl.core import wire
 from fedcl.core.client import Model
 from fedcl.core.local import CrossEntropy, Local
 from fedcl.core.request import Position, Request
 from fedcl.core.survey import Examination, findings
+from fedcl.core.vocabulary import vocabulary
 from fedcl.flower import arrivals, evaluation
 from fedcl.flower.agreement import fingerprints
 from fedcl.flower.client_app import Find, evaluate, introduce, respond, tell_arrivals
@@ -60,7 +60,7 @@ def training(experiment: Experiment, stage: int, round: int = 0) -> Request:
 def answer(find: Find, experiment: Experiment, request: Request) -> Any:
     content = respond(question_of(experiment, request).write(), find)
     assert read_failure(content) is None
-    return read_reply(content, request.position, wire.vocabulary(experiment.method))[0]
+    return read_reply(content, request.position, vocabulary(experiment.method))[0]
 
 
 def is_ready(find: Find, experiment: Experiment, stage: int) -> Any:
@@ -116,7 +116,7 @@ def test_a_device_evaluates_old_tasks_as_in_a_prepared_simulation(
         site.answer(request, CLIENT, None, request.message)
     state = experiment.method.init(first_parameters(experiment))
     view = experiment.method.for_prediction(state)
-    words = wire.vocabulary(experiment.method)
+    words = vocabulary(experiment.method)
     for stage in range(2):
         question = evaluation.Question(
             EXPERIMENT,

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedcl.core import wire
 from fedcl.core.client import Kept
 from fedcl.core.errors import ResumeError
 from fedcl.core.request import Position
+from fedcl.core.vocabulary import vocabulary
 from fedcl.flower.memories import ClientMemory
 from fedcl.flower.versions import Moment
 
-WORDS = wire.vocabulary()
+WORDS = vocabulary()
 
 
 def memory_with(folder: Path, *moments: Moment) -> ClientMemory:

@@ -19,11 +19,11 @@ from flwr.app.user_config import UserConfig
 
 from fedcl.assembly import build_site
 from fedcl.config import Experiment, load_config
-from fedcl.core import wire
 from fedcl.core.client import Kept, Model, Reply
 from fedcl.core.local import CrossEntropy, Local
 from fedcl.core.privacy.noise import key_of
 from fedcl.core.request import Position, Request
+from fedcl.core.vocabulary import vocabulary
 from fedcl.flower import client_app
 from fedcl.flower.client_app import introduce, respond
 from fedcl.flower.device import app, at_home
@@ -49,7 +49,7 @@ def training(experiment: Experiment, position: Position | None = None) -> Reques
 def answered(content: RecordDict, request: Request, experiment: Experiment) -> tuple[Reply, bool]:
     """Returns a reply; fails with what the client told instead."""
     assert read_failure(content) is None
-    return read_reply(content, request.position, wire.vocabulary(experiment.method))
+    return read_reply(content, request.position, vocabulary(experiment.method))
 
 
 def refused(content: RecordDict) -> tuple[str, str]:
@@ -79,9 +79,7 @@ def test_what_it_remembers_lies_in_its_state_folder_and_is_found_by_the_next_pro
     assert answered(
         respond(question_of(experiment, first).write(), device(config, state)), first, experiment
     )[1]
-    memory = ClientMemory(
-        state / "experiments" / EXPERIMENT / "0", wire.vocabulary(experiment.method)
-    )
+    memory = ClientMemory(state / "experiments" / EXPERIMENT / "0", vocabulary(experiment.method))
     assert memory.moments() == [(0, 0, 0, 0)]
     # The next message finds another context, and nothing that this process still knows.
     later = question_of(experiment, second, Kept((0, 0, 0, 0)))

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedcl.core import wire
 from fedcl.core.client import Kept
+from fedcl.core.vocabulary import vocabulary
 from fedcl.flower import messages
 from fedcl.flower.client_app import respond
 from fedcl.flower.memories import ClientMemory
@@ -195,7 +195,7 @@ def test_a_device_that_is_killed_while_it_answers_goes_on_where_it_was(tmp_path:
     experiment = tiny(changes)
     config, state = write_config(tmp_path, changes), tmp_path / "state"
     requests = [request for request, ids in watched(experiment)[1].requests if 0 in ids]
-    words, chance = wire.vocabulary(experiment.method), random.Random(7)
+    words, chance = vocabulary(experiment.method), random.Random(7)
     calm = device(config, tmp_path / "calm")
     kept = ClientMemory(state / "experiments" / EXPERIMENT / "0", words)
     known = ClientMemory(tmp_path / "calm" / "experiments" / EXPERIMENT / "0", words)

@@ -18,6 +18,7 @@ from fedcl.core.client import Kept, Model
 from fedcl.core.errors import ExposureError, FedclError
 from fedcl.core.memories import Memories
 from fedcl.core.survey import Examination, Finding, findings
+from fedcl.core.vocabulary import vocabulary
 from fedcl.flower.evaluation import (
     EVALUATION,
     Question,
@@ -45,7 +46,7 @@ def carried(content: RecordDict) -> RecordDict:
 
 
 def question_of(experiment: Experiment, base: Kept | None = None) -> Question:
-    words = wire.vocabulary(experiment.method)
+    words = vocabulary(experiment.method)
     coded = Coded.of(Model(first_parameters(experiment)), words)
     return Question("ab12", {"seed": "1"}, coded, PLACE, ("test", "validation"), 8, base)
 
@@ -64,7 +65,7 @@ class Posted(Watching):
 
     def open(self, site: Any, launch: Mapping[str, Any]) -> None:
         super().open(site, launch)
-        self.words = wire.vocabulary(launch["method_object"])
+        self.words = vocabulary(launch["method_object"])
         self.own = fedcl.config.parse(launch["resolved"])
 
     def present(self, clients: Sequence[int]) -> None:
@@ -81,9 +82,7 @@ class Posted(Watching):
     def reply(self, id: int, content: RecordDict) -> RecordDict:
         question = Question.read(content)
         assert (question.experiment, dict(question.config)) == ("ab12", {})
-        return answer(
-            question, build_site(self.own), wire.vocabulary(self.own.method), id, self.recall
-        )
+        return answer(question, build_site(self.own), vocabulary(self.own.method), id, self.recall)
 
     def recall(self, base: Kept | None) -> Any:
         raise AssertionError("no memory is needed for the global model")
@@ -132,14 +131,14 @@ def test_what_is_no_question_is_not_answered(part: str, value: Any) -> None:
 
 def test_a_client_whose_replies_are_hidden_answers_nobody() -> None:
     experiment = tiny({"channel": [{"name": "secure_aggregation"}]})
-    words = wire.vocabulary(experiment.method)
+    words = vocabulary(experiment.method)
     with pytest.raises(ExposureError, match="client 2 tells nobody"):
         answer(question_of(experiment), build_site(experiment), words, 2, lambda base: None)
 
 
 def test_a_model_of_its_own_is_made_of_the_memory_that_is_named() -> None:
     experiment = tiny({"stream.validation": 0.2}, method={"name": "tests.plugins:Personal"})
-    words, site = wire.vocabulary(experiment.method), build_site(experiment)
+    words, site = vocabulary(experiment.method), build_site(experiment)
     mine = {k: v + 0.3 for k, v in first_parameters(experiment).items()}
     asked: list[Kept | None] = []
 
@@ -210,7 +209,7 @@ class Said:
 def test_who_answers_badly_is_told_apart_from_who_does_not_answer() -> None:
     experiment = tiny()
     answers = {0: write_findings(PLACE, FOUND), 1: write_findings((0, 0), FOUND), 3: RecordDict()}
-    link = Said(answers, {4: "too large"}, wire.vocabulary(experiment.method))
+    link = Said(answers, {4: "too large"}, vocabulary(experiment.method))
     asked = Examination(*PLACE, ("test",), 8, Model(first_parameters(experiment)))
     found, wrong = ask(link, asked, range(5), Memories())
     assert found == {0: FOUND}

@@ -10,10 +10,10 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from fedcl import __version__
-from fedcl.core import wire
 from fedcl.core.client import Reply
 from fedcl.core.errors import ConfigError
 from fedcl.core.request import Position
+from fedcl.core.vocabulary import vocabulary
 from fedcl.flower.agreement import differences, fingerprints, shared
 from fedcl.flower.client_app import introduce
 from fedcl.flower.introductions import Introduced, Introduction
@@ -141,7 +141,7 @@ def test_an_answer_that_is_none_is_an_error(
 
 
 def test_an_answer_says_which_question_it_answers() -> None:
-    words, position = wire.vocabulary(), Position(1, -1, 2, 3)
+    words, position = vocabulary(), Position(1, -1, 2, 3)
     content = carried(write_reply(Reply({}), True, position, words))
     assert read_reply(content, position, words) == (Reply({}), True)
     with pytest.raises(ValueError, match=r"stale: it answers .* = \[1, -1, 2, 3\], not \[1, 0,"):

@@ -16,10 +16,10 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from fedcl.assembly import build_site
 from fedcl.config import Experiment
-from fedcl.core import wire
 from fedcl.core.client import Kept, Model
 from fedcl.core.local import CrossEntropy, Local, Proximal
 from fedcl.core.request import Position, Request
+from fedcl.core.vocabulary import vocabulary
 from fedcl.flower.agreement import fingerprints
 from fedcl.flower.client_app import respond
 from fedcl.flower.memories import ClientMemory
@@ -38,7 +38,7 @@ def question_of(
     experiment: Experiment, request: Request, base: Kept | None = None, name: str = "test"
 ) -> Question:
     """Returns a request as a client is asked it."""
-    words = wire.vocabulary(experiment.method)
+    words = vocabulary(experiment.method)
     coded = Coded.of((request.program, request.message, request.told), words)
     config = fingerprints(experiment.resolved)
     return Question(
@@ -84,7 +84,7 @@ def assert_plain(content: RecordDict) -> None:
 @every_method
 def test_all_that_a_method_asks_travels_as_plain_values(name: str) -> None:
     experiment = tiny(method=light(name), **_public(name))
-    words = wire.vocabulary(experiment.method)
+    words = vocabulary(experiment.method)
     _, engine = watched(experiment)
     for request, _ in engine.requests:
         question = replace(question_of(experiment, request), base=Kept((0, -1, 0, 2)))
@@ -113,7 +113,7 @@ def test_a_node_answers_as_a_site_does(node: Callable[..., RecordDict]) -> None:
     request = training(experiment)
     content = node(question_of(experiment, request), id=1)
     assert_plain(content)
-    reply, remembered = read_reply(content, request.position, wire.vocabulary(experiment.method))
+    reply, remembered = read_reply(content, request.position, vocabulary(experiment.method))
     assert same(reply, build_site(experiment).answer(request, 1, None, request.message).reply)
     assert not remembered
 
@@ -123,7 +123,7 @@ def test_asking_again_gives_the_same_answer_and_memory(
 ) -> None:
     experiment = tiny({"method.name": "replay"})
     (first, _), (second, _) = watched(experiment)[1].requests[:2]
-    words = wire.vocabulary(experiment.method)
+    words = vocabulary(experiment.method)
     memory = ClientMemory(tmp_path / "clients" / "0", words)
     once = node(question_of(experiment, first), own=experiment)
     kept = Kept((0, 0, 0, 0))
@@ -143,7 +143,7 @@ def test_where_only_the_form_is_wanted_no_memory_changes(
 ) -> None:
     experiment = tiny({"method.name": "replay"})
     (first, _), (second, _) = watched(experiment)[1].requests[:2]
-    words = wire.vocabulary(experiment.method)
+    words = vocabulary(experiment.method)
     memory = ClientMemory(tmp_path / "clients" / "0", words)
     once = node(question_of(experiment, first), own=experiment)
     probe = node(question_of(experiment, replace(first, blank=True)))
@@ -218,7 +218,7 @@ def test_fingerprints_tell_what_decides_an_answer() -> None:
 
 
 def test_arrays_keep_every_bit() -> None:
-    words = wire.vocabulary()
+    words = vocabulary()
     values = {
         "odd": torch.tensor([0.1, -0.0, float("nan"), float("inf"), 5e-324], dtype=torch.float64),
         "turned": torch.arange(6, dtype=torch.int64).view(2, 3).T,

@@ -23,6 +23,7 @@ from fedcl.core.replay.memory import (
 )
 from fedcl.core.seeds import seed_of
 from fedcl.core.task import ClientTask, Examples
+from fedcl.core.vocabulary import vocabulary
 from tests.core import toys
 from tests.tiny import same
 
@@ -242,5 +243,5 @@ def test_earlier_rows_are_those_of_other_stages() -> None:
 
 def test_a_reservoir_travels() -> None:
     reservoir = visit(None, 2, 3, 2, 0)
-    words = wire.vocabulary()
+    words = vocabulary()
     assert same(wire.loads(wire.dumps(reservoir, words), words), reservoir)
