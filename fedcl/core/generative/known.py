@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from fedcl.core.client import Model
 from fedcl.core.errors import ConfigError
+from fedcl.core.federation import Federation
 from fedcl.core.generative.datafree import INPUT, ChannelMoments, means, mixed, moments_of
 from fedcl.core.generative.generator import Generator
 from fedcl.core.generative.pictures import Pictures
 from fedcl.core.losses.distillation import known_heads
 from fedcl.core.params import Params
 from fedcl.core.statistic import Statistic
-
-if TYPE_CHECKING:
-    from fedcl.core.federation import Federation
 
 
 @dataclass(frozen=True)
