@@ -67,5 +67,5 @@ class Source(Protocol):
         ...
 
     def plan(self, client: int) -> str | None:
-        """Returns the diary of another run that this one is to repeat (`core.diary`), or None."""
+        """Returns the diary of another run that this one is to repeat (`data.diary`), or None."""
         ...
