@@ -86,8 +86,7 @@ def main(words: list[str]) -> None:
                 study(Path(folder), unit, [0], digits, SMOKE, (1.0,))
         return
     for unit in args.unit:
-        seeds = args.seeds[:1] if unit == "leak" else args.seeds
-        study(args.out, unit, seeds, STREAMS, {}, EPSILONS, args.root)
+        study(args.out, unit, args.seeds, STREAMS, {}, EPSILONS, args.root)
 
 
 def study(
@@ -118,7 +117,7 @@ def study(
                 lines.append(_line(unit, method, epsilon, row[0], found))
         headings = ["method", "epsilon wished", "spent", "noise multiplier", "accuracy %"]
         headings += ["forgetting (first-last) pp"]
-        headings += ["worst AUC", "TPR at 1 % FPR"] if unit == "leak" else []
+        headings += ["worst AUC %", "TPR at 1 % FPR %"] if unit == "leak" else []
         if lines:
             title = f"{stream}, {unit}"
             show(title, headings, lines, out, f"{unit}_{stream.replace(' ', '_').lower()}.md")
@@ -135,9 +134,10 @@ def _line(
     else:
         noise = cell.changes["channel"][0]["noise_multiplier"]
     if unit == "leak":
-        leak = found[0]["audits"]["membership"]
-        rate = leak["worst_tpr_1"]  # none where negatives are too few
-        numbers += [f"{leak['worst_auc']:.3f}", "n/a" if rate is None else f"{100 * rate:.1f} %"]
+        leaks = [s["audits"]["membership"] for s in found]  # no rate where negatives are too few
+        numbers += [
+            spread(leak[column] for leak in leaks) for column in ("worst_auc", "worst_tpr_1")
+        ]
     return [method, f"{epsilon:g}", f"{max(told, default=math.inf):.2f}", f"{noise:.3g}", *numbers]
 
 

@@ -60,7 +60,7 @@ class Calendar:
 
     @cached_property
     def full(self) -> bool:
-        """Whether everybody has data at every stage."""
+        """Whether everybody is known to have data at every stage, before paths are looked at."""
         return not (self.order.gaps or self._sparse)
 
     @cached_property
