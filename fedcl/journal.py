@@ -195,7 +195,7 @@ class Journal:
         """Returns state, channel states, and next stage and round of the last commit, or None.
 
         Raises:
-            ResumeError: The checkpoint is damaged.
+            ResumeError: The checkpoint is damaged, or of another version.
         """
         saved = None if self.store is None else self.store.saved()
         if self.store is None or saved is None:
@@ -204,8 +204,9 @@ class Journal:
             state, channel = wire.loads(saved.state, self.words)
         except (ValueError, KeyError, TypeError) as error:
             raise ResumeError(
-                f"the checkpoint in {self.folder} is damaged: {error}; remove the folder and start "
-                "anew, or name another --out"
+                f"the checkpoint in {self.folder} cannot be read, being damaged or written by "
+                f"another version of fedcl: {error}; resume with that version, remove the "
+                "folder and start anew, or name another --out"
             ) from error
         self.rounds, self._spent, self.events = saved.rounds, saved.seconds, saved.events
         self.rejected = saved.rejected

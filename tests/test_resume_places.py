@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_refused(stopped: Path) -> None:
     db.execute("UPDATE state SET data = ?", (b"\x08\0\0\0\0\0\0\0{}      ",))
     db.commit()
     db.close()
-    with pytest.raises(ResumeError, match="is damaged"):
+    with pytest.raises(ResumeError, match="cannot be read, being damaged"):
         fedcl.run(tiny(), stopped, resume=True)
 
 
