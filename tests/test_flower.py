@@ -18,9 +18,9 @@ from fedcl.core.client import Kept
 from fedcl.core.errors import ClientError, ConfigError, FedclError, ResumeError
 from fedcl.core.site import Site
 from fedcl.core.vocabulary import vocabulary
-from fedcl.flower import simulation
-from fedcl.flower.memories import ClientMemory
-from fedcl.flower.simulated import enter
+from fedcl.flower.node.memories import ClientMemory
+from fedcl.flower.simulation import session
+from fedcl.flower.simulation.nodes import enter
 from tests.conformance import every_method, light
 from tests.ray_house import RayHouse
 from tests.sealing import betrayed, looked, spied
@@ -46,7 +46,7 @@ with_memory = pytest.mark.parametrize("method", REMEMBERING.values(), ids=list(R
 @pytest.fixture(scope="module", autouse=True)
 def flower() -> Iterator[None]:
     """One simulation for all tests: starting one takes some ten seconds."""
-    with simulation.keep(NODES, workers=2):
+    with session.keep(NODES, workers=2):
         yield
 
 
@@ -235,7 +235,7 @@ def test_it_starts_anew_when_ray_was_shut_down_under_it() -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"workers must be at least 0, not -1"):
         on_flower(of("fedavg"), workers=-1)
-    with pytest.raises(FedclError, match="kept already"), simulation.keep(1):
+    with pytest.raises(FedclError, match="kept already"), session.keep(1):
         pass
 
 

@@ -69,7 +69,7 @@ class Flower:
     @property
     def live(self) -> bool:
         """Whether clients are devices: a ServerApp of a deployment has handed its Grid over."""
-        own = _flower("handed").handed()
+        own = _flower("server.handed").handed()
         return own is not None and bool(own.live)
 
     def open(self, site: Site, launch: Mapping[str, Any]) -> None:
@@ -79,9 +79,9 @@ class Flower:
             ConfigError: Ray is not installed, or simulated clients have no GPU while the server has
                 one.
         """
-        own = _flower("handed").handed()
+        own = _flower("server.handed").handed()
         if own is not None:
-            self._link, self.presence = _flower("deployment").connect(
+            self._link, self.presence = _flower("server.deployment").connect(
                 own,
                 site,
                 launch,
@@ -114,19 +114,19 @@ class Flower:
             self._memory = Path(self._temporary.name)
         else:
             self._memory = Path(launch["folder"]) / "checkpoint" / "clients"
-        simulation = _flower("simulation")
+        simulation = _flower("simulation.session")
         self._simulation, self._own = simulation.obtain(launch["clients"], self.workers, self.gpus)
         experiment = uuid4().hex
-        _flower("simulated").enter(
+        _flower("simulation.nodes").enter(
             self._simulation.home, experiment, launch["resolved"], self._memory
         )
-        self._link = _flower("server").Link(
+        self._link = _flower("server.link").Link(
             post=self._simulation.post(),
-            seats=_flower("seats").Fixed(self._simulation.nodes),
+            seats=_flower("server.seats").Fixed(self._simulation.nodes),
             site=site,
             words=vocabulary(launch["method_object"]),
             experiment=experiment,
-            config=_flower("agreement").fingerprints(launch["resolved"]),
+            config=_flower("protocol.agreement").fingerprints(launch["resolved"]),
             timeout=self.timeout,
             limit=self.limit,
         )
@@ -148,7 +148,7 @@ class Flower:
     def ready(self, stage: int) -> Sequence[int]:
         """Returns which clients say that they have new data for a stage, where data arrive."""
         ids = self.present(range(self._link.site.population.stream.clients))
-        found: Sequence[int] = _flower("arrivals").ask(self._link, ids, stage)
+        found: Sequence[int] = _flower("protocol.arrivals").ask(self._link, ids, stage)
         return found
 
     def waits(self, why: str) -> None:
@@ -160,11 +160,11 @@ class Flower:
     ) -> tuple[Mapping[int, Sequence[Finding]], Mapping[int, str]]:
         """Returns what clients find on their own held-out data, and what is wrong with answers."""
         told: tuple[Mapping[int, Sequence[Finding]], Mapping[int, str]]
-        told = _flower("evaluation").ask(self._link, examination, ids, memories)
+        told = _flower("protocol.evaluation").ask(self._link, examination, ids, memories)
         return told
 
     def _recall(self, id: int, kept: Any) -> Any:
-        return _flower("simulated").recall(self._memory, id, kept, self._link.words)
+        return _flower("simulation.nodes").recall(self._memory, id, kept, self._link.words)
 
     def close(self) -> None:
         """Ends what `open` began; a kept simulation goes on."""
@@ -172,7 +172,7 @@ class Flower:
             self._simulation.stop()
         elif self._simulation is not None and self._link is not None:
             self._link.post.drain()
-            _flower("simulated").leave(self._simulation.home, self._link.experiment)
+            _flower("simulation.nodes").leave(self._simulation.home, self._link.experiment)
         elif self._link is not None:
             self._link.post.close()
             self._link.seats.close()

@@ -26,8 +26,8 @@ def flower(
     quiet: Annotated[bool, typer.Option(help="Only warnings of Flower's log.")] = False,
 ) -> None:
     """Runs an unchanged Flower app, its nodes in blocks, in this process or on Ray workers."""
-    from fedcl.flower.grid_app import run_app
-    from fedcl.flower.grid_folder import read_app
+    from fedcl.flower.grid.app import run_app
+    from fedcl.flower.grid.folder import read_app
 
     logging.getLogger("flwr").setLevel(logging.WARNING if quiet else logging.INFO)
     app = read_app(app_dir, run_config or ())

@@ -1,9 +1,9 @@
 """The client half on a real device: `app` is the ClientApp that a SuperNode runs.
 
 Its node config says which client it is and where config, data and state lie
-(`fedcl.flower.nodeconfig`). Each message is answered by a new process, so that all that must last
-lies in the state folder (`fedcl.flower.statefolder`). As a node of Flower's own simulation it takes
-the config of the run, and has neither identity nor secrets.
+(`fedcl.flower.node.config`). Each message is answered by a new process, so that all that must last
+lies in the state folder (`fedcl.flower.node.statefolder`). As a node of Flower's own simulation it
+takes the config of the run, and has neither identity nor secrets.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from flwr.app import Context
 
 from fedcl.core.errors import ConfigError
 from fedcl.core.privacy.noise import key_of
-from fedcl.flower.client_app import make_app
-from fedcl.flower.home import Home, Own
-from fedcl.flower.nodeconfig import NodeConfig, read
-from fedcl.flower.statefolder import StateFolder, token_of
+from fedcl.flower.node.client_app import make_app
+from fedcl.flower.node.config import NodeConfig, read
+from fedcl.flower.node.home import Home, Own
+from fedcl.flower.node.statefolder import StateFolder, token_of
 
 _ID = re.compile(r"[0-9a-f]{8,64}")
 

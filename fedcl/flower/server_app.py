@@ -20,12 +20,12 @@ from flwr.superlink.grid import InMemoryGrid
 from fedcl.config import Experiment, load_config
 from fedcl.core.errors import ConfigError, FedclError
 from fedcl.experiment import run
-from fedcl.flower.guestbook import open_guestbook
-from fedcl.flower.handed import Handed, hand
-from fedcl.flower.nodeconfig import temporary
-from fedcl.flower.policy import check_live
+from fedcl.flower.node.config import temporary
 from fedcl.flower.runconfig import settings, words
-from fedcl.flower.status import Status
+from fedcl.flower.server.guestbook import open_guestbook
+from fedcl.flower.server.handed import Handed, hand
+from fedcl.flower.server.policy import check_live
+from fedcl.flower.server.status import Status
 from fedcl.progress import Progress
 
 app = ServerApp()

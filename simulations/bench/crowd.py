@@ -165,8 +165,8 @@ def client_half(config: Path, folder: Path) -> Callable[[int, Message], Message]
         folder: For what clients keep.
     """
     import fedcl
-    from fedcl.flower.client_app import make_app
-    from fedcl.flower.home import Home, Own
+    from fedcl.flower.node.client_app import make_app
+    from fedcl.flower.node.home import Home, Own
 
     own = Own(fedcl.load_config(config, {"engine": {"name": "serial"}}), folder / "memories")
     assert own.site  # built before many threads need it

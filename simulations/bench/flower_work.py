@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from fedcl.flower.grid_app import run_app
+from fedcl.flower.grid.app import run_app
 
 
 class Timed(FedAvg):

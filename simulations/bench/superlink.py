@@ -20,7 +20,7 @@ from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-from fedcl.flower.busy import again
+from fedcl.flower.transport.busy import again
 
 APP = Path(__file__).resolve().parents[2] / "deploy"
 # What messages leave in the SuperLink's database until they are fetched: questions, answers, the

@@ -14,7 +14,7 @@ from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Packed
 
-from fedcl.flower.client_app import respond
+from fedcl.flower.node.client_app import respond
 from tests.flower.memory_writer import one_after_the_other
 from tests.flower.nodes import device
 

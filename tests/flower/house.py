@@ -32,13 +32,15 @@ import fedcl
 from fedcl.config import Experiment
 from fedcl.core.memories import Memories
 from fedcl.core.survey import Examination
-from fedcl.flower import client_app, deployment, device, live
-from fedcl.flower.arrivals import ARRIVALS
-from fedcl.flower.evaluation import EVALUATION
-from fedcl.flower.handed import Handed, hand
-from fedcl.flower.messages import EXCHANGE, INTRODUCTION
-from fedcl.flower.runtime import _OwnGrid
-from fedcl.flower.status import Status
+from fedcl.flower import device
+from fedcl.flower.node import client_app
+from fedcl.flower.protocol.arrivals import ARRIVALS
+from fedcl.flower.protocol.evaluation import EVALUATION
+from fedcl.flower.protocol.messages import EXCHANGE, INTRODUCTION
+from fedcl.flower.server import deployment, live
+from fedcl.flower.server.handed import Handed, hand
+from fedcl.flower.server.status import Status
+from fedcl.flower.simulation.runtime import _OwnGrid
 from fedcl.progress import Progress
 from fedcl.record import Record
 from tests.tiny import Watching

@@ -11,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedcl.flower.messages import VALUE
+from fedcl.flower.protocol.messages import VALUE
 
 Change = Callable[[dict[str, Tensor], str], tuple[dict[str, Tensor], str]]
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedcl.flower.versions import BEFORE_ALL, Moment, Versions
+from fedcl.flower.node.versions import BEFORE_ALL, Moment, Versions
 
 
 def content(base: bytes, question: dict[str, Any]) -> bytes:

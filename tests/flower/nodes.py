@@ -13,12 +13,12 @@ from fedcl.config import Experiment
 from fedcl.core.client import Kept, Model
 from fedcl.core.request import Request
 from fedcl.core.vocabulary import vocabulary
-from fedcl.flower.agreement import fingerprints
-from fedcl.flower.client_app import Find
 from fedcl.flower.device import at_home
-from fedcl.flower.home import Home
-from fedcl.flower.messages import Coded, Question
-from fedcl.flower.simulated import home_of
+from fedcl.flower.node.client_app import Find
+from fedcl.flower.node.home import Home
+from fedcl.flower.protocol.agreement import fingerprints
+from fedcl.flower.protocol.messages import Coded, Question
+from fedcl.flower.simulation.nodes import home_of
 
 EXPERIMENT = "0123456789abcdef"
 

@@ -22,10 +22,10 @@ from fedcl.core.client import Model
 from fedcl.core.local import CrossEntropy, Local
 from fedcl.core.request import Position, Request
 from fedcl.core.vocabulary import vocabulary
-from fedcl.flower.agreement import fingerprints
 from fedcl.flower.device import app
-from fedcl.flower.introductions import Introduced, Introduction
-from fedcl.flower.messages import Coded, Question, read_failure, read_reply
+from fedcl.flower.protocol.agreement import fingerprints
+from fedcl.flower.protocol.introductions import Introduced, Introduction
+from fedcl.flower.protocol.messages import Coded, Question, read_failure, read_reply
 
 # What simulators, reports and audits need, and tests.
 HEAVY = (

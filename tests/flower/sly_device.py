@@ -7,8 +7,8 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedcl.flower import client_app
 from fedcl.flower.device import at_home
+from fedcl.flower.node import client_app
 from tests.flower.lying import lie
 
 app = ClientApp()

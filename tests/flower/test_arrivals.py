@@ -18,11 +18,11 @@ from fedcl.core.local import CrossEntropy, Local
 from fedcl.core.request import Position, Request
 from fedcl.core.survey import Examination, findings
 from fedcl.core.vocabulary import vocabulary
-from fedcl.flower import arrivals, evaluation
-from fedcl.flower.agreement import fingerprints
-from fedcl.flower.client_app import Find, evaluate, introduce, respond, tell_arrivals
-from fedcl.flower.introductions import Introduced, Introduction
-from fedcl.flower.messages import Coded, read_failure, read_reply
+from fedcl.flower.node.client_app import Find, evaluate, introduce, respond, tell_arrivals
+from fedcl.flower.protocol import arrivals, evaluation
+from fedcl.flower.protocol.agreement import fingerprints
+from fedcl.flower.protocol.introductions import Introduced, Introduction
+from fedcl.flower.protocol.messages import Coded, read_failure, read_reply
 from tests.arriving_data import deliver, house, live
 from tests.commands import write_config
 from tests.flower.nodes import EXPERIMENT, device, question_of

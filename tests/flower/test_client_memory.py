@@ -11,8 +11,8 @@ from fedcl.core.client import Kept
 from fedcl.core.errors import ResumeError
 from fedcl.core.request import Position
 from fedcl.core.vocabulary import vocabulary
-from fedcl.flower.memories import ClientMemory
-from fedcl.flower.versions import Moment
+from fedcl.flower.node.memories import ClientMemory
+from fedcl.flower.node.versions import Moment
 
 WORDS = vocabulary()
 

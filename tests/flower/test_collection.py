@@ -33,10 +33,10 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.servicer.runtime import runtime_handlers as handlers
 
-from fedcl.flower import busy
-from fedcl.flower import post as post_module
-from fedcl.flower.busy import again
-from fedcl.flower.post import Post
+from fedcl.flower.transport import busy
+from fedcl.flower.transport import post as post_module
+from fedcl.flower.transport.busy import again
+from fedcl.flower.transport.post import Post
 from tests.flower.parts import until
 
 pytestmark = pytest.mark.flower

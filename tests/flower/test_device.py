@@ -24,12 +24,12 @@ from fedcl.core.local import CrossEntropy, Local
 from fedcl.core.privacy.noise import key_of
 from fedcl.core.request import Position, Request
 from fedcl.core.vocabulary import vocabulary
-from fedcl.flower import client_app
-from fedcl.flower.client_app import introduce, respond
 from fedcl.flower.device import app, at_home
-from fedcl.flower.introductions import Introduced, Introduction
-from fedcl.flower.memories import ClientMemory
-from fedcl.flower.messages import read_failure, read_reply
+from fedcl.flower.node import client_app
+from fedcl.flower.node.client_app import introduce, respond
+from fedcl.flower.node.memories import ClientMemory
+from fedcl.flower.protocol.introductions import Introduced, Introduction
+from fedcl.flower.protocol.messages import read_failure, read_reply
 from tests.commands import write_config
 from tests.flower.lying import repacked, structured
 from tests.flower.nodes import EXPERIMENT, context, device, question_of

@@ -18,10 +18,10 @@ from typing import Any
 
 from fedcl.core.client import Kept
 from fedcl.core.vocabulary import vocabulary
-from fedcl.flower import messages
-from fedcl.flower.client_app import respond
-from fedcl.flower.memories import ClientMemory
-from fedcl.flower.versions import BEFORE_ALL, Moment, Versions
+from fedcl.flower.node.client_app import respond
+from fedcl.flower.node.memories import ClientMemory
+from fedcl.flower.node.versions import BEFORE_ALL, Moment, Versions
+from fedcl.flower.protocol import messages
 from tests.commands import ROOT, write_config
 from tests.flower.answering import pack, unpack
 from tests.flower.memory_writer import content, moment_of

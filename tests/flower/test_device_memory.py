@@ -10,7 +10,7 @@ import pytest
 
 from fedcl.core import durable
 from fedcl.core.errors import ConfigError, ResumeError
-from fedcl.flower.versions import BEFORE_ALL, Moment, Versions
+from fedcl.flower.node.versions import BEFORE_ALL, Moment, Versions
 
 FIRST: Moment = (0, 0, 0, 0)
 SECOND: Moment = (0, 1, 0, 0)

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from fedcl.core.errors import ConfigError
-from fedcl.flower import tenancy
-from fedcl.flower.client_app import introduce
-from fedcl.flower.introductions import Introduced, Introduction
-from fedcl.flower.messages import read_failure
-from fedcl.flower.statefolder import EXPERIMENTS, StateFolder, token_of
-from fedcl.flower.tenancy import move_in
+from fedcl.flower.node import tenancy
+from fedcl.flower.node.client_app import introduce
+from fedcl.flower.node.statefolder import EXPERIMENTS, StateFolder, token_of
+from fedcl.flower.node.tenancy import move_in
+from fedcl.flower.protocol.introductions import Introduced, Introduction
+from fedcl.flower.protocol.messages import read_failure
 from tests.commands import ROOT, write_config
 from tests.flower.nodes import EXPERIMENT, device
 from tests.tiny import tiny
@@ -29,7 +29,7 @@ from tests.tiny import tiny
 NODE = """
 import os, sys
 from pathlib import Path
-from fedcl.flower.tenancy import move_in
+from fedcl.flower.node.tenancy import move_in
 child = os.fork()
 if not child:
     move_in(Path(sys.argv[1]), int(sys.argv[2]))

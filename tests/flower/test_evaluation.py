@@ -19,7 +19,7 @@ from fedcl.core.errors import ExposureError, FedclError
 from fedcl.core.memories import Memories
 from fedcl.core.survey import Examination, Finding, findings
 from fedcl.core.vocabulary import vocabulary
-from fedcl.flower.evaluation import (
+from fedcl.flower.protocol.evaluation import (
     EVALUATION,
     Question,
     answer,
@@ -27,7 +27,7 @@ from fedcl.flower.evaluation import (
     read_findings,
     write_findings,
 )
-from fedcl.flower.messages import Coded
+from fedcl.flower.protocol.messages import Coded
 from tests.flower.test_questions import assert_plain
 from tests.test_survey import CLIENTS
 from tests.tiny import Watching, assert_same_runs, first_parameters, tiny

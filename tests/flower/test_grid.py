@@ -20,8 +20,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedcl.core.errors import ConfigError
-from fedcl.flower.grid_app import Finished, run_app
-from fedcl.flower.grid_letters import FIRST_NODE, pack
+from fedcl.flower.grid.app import Finished, run_app
+from fedcl.flower.grid.letters import FIRST_NODE, pack
 from tests.flower.grid_apps import arrays, ask, asking, message, odd, told, values
 
 

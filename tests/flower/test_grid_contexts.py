@@ -17,10 +17,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 
 from fedcl.core.errors import ConfigError, ResumeError
-from fedcl.flower.grid_app import run_app
-from fedcl.flower.grid_contexts import FILE, Contexts
-from fedcl.flower.grid_letters import FIRST_NODE, Kept
-from fedcl.flower.grid_node import read_state, write_state
+from fedcl.flower.grid.app import run_app
+from fedcl.flower.grid.contexts import FILE, Contexts
+from fedcl.flower.grid.letters import FIRST_NODE, Kept
+from fedcl.flower.grid.node import read_state, write_state
 from tests.commands import ROOT
 from tests.flower.grid_apps import ask, asking, odd, values
 
@@ -73,7 +73,7 @@ def test_an_interrupted_round_leaves_no_context(tmp_path: Path) -> None:
 def test_a_killed_process_leaves_the_last_round(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from fedcl.flower.grid_app import run_app
+from fedcl.flower.grid.app import run_app
 from tests.flower.grid_apps import ask, asking, odd
 def main(grid, context):
     ask(grid, "count")

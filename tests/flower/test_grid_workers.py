@@ -15,10 +15,10 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedcl.core.errors import FedclError
-from fedcl.flower.grid import BlockGrid
-from fedcl.flower.grid_app import run_app
-from fedcl.flower.grid_letters import FIRST_NODE
-from fedcl.flower.grid_workers import Workers
+from fedcl.flower.grid.app import run_app
+from fedcl.flower.grid.blocks import BlockGrid
+from fedcl.flower.grid.letters import FIRST_NODE
+from fedcl.flower.grid.workers import Workers
 from tests.flower.grid_apps import arrays, ask, asking, message, odd, told, values
 from tests.ray_house import RayHouse
 

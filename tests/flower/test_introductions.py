@@ -14,11 +14,11 @@ from fedcl.core.client import Reply
 from fedcl.core.errors import ConfigError
 from fedcl.core.request import Position
 from fedcl.core.vocabulary import vocabulary
-from fedcl.flower.agreement import differences, fingerprints, shared
-from fedcl.flower.client_app import introduce
-from fedcl.flower.introductions import Introduced, Introduction
-from fedcl.flower.messages import read_failure, read_reply, write_reply
-from fedcl.flower.simulated import enter
+from fedcl.flower.node.client_app import introduce
+from fedcl.flower.protocol.agreement import differences, fingerprints, shared
+from fedcl.flower.protocol.introductions import Introduced, Introduction
+from fedcl.flower.protocol.messages import read_failure, read_reply, write_reply
+from fedcl.flower.simulation.nodes import enter
 from tests.flower.nodes import simulated
 from tests.tiny import tiny
 

@@ -20,8 +20,8 @@ from fedcl.core.errors import ConfigError, FedclError
 from fedcl.core.memories import Memories
 from fedcl.core.privacy.sgd import train_private
 from fedcl.core.request import Request
-from fedcl.flower import inquiry
-from fedcl.flower.messages import EXCHANGE
+from fedcl.flower.protocol.messages import EXCHANGE
+from fedcl.flower.server import inquiry
 from fedcl.ledgerfile import LedgerFile
 from tests.flower.house import LATER, Answers, House, opened_house
 from tests.flower.lying import lie
@@ -375,7 +375,7 @@ def test_what_a_device_says_of_damaged_data_stays_in_its_log(
     def last(honest: Answers) -> Answers:
         def answers(message: Message) -> RecordDict | None:
             with monkeypatch.context() as patch:
-                patch.setattr("fedcl.flower.home.build_site", failing)
+                patch.setattr("fedcl.flower.node.home.build_site", failing)
                 sent.append(honest(message))
             return sent[-1]
 

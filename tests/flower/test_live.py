@@ -19,10 +19,10 @@ from fedcl.config import Experiment
 from fedcl.core.errors import FedclError
 from fedcl.core.memories import Memories
 from fedcl.core.request import BlockResult, Request
-from fedcl.flower import live
-from fedcl.flower.guestbook import open_guestbook
-from fedcl.flower.messages import EXCHANGE, INTRODUCTION
-from fedcl.flower.status import Status
+from fedcl.flower.protocol.messages import EXCHANGE, INTRODUCTION
+from fedcl.flower.server import live
+from fedcl.flower.server.guestbook import open_guestbook
+from fedcl.flower.server.status import Status
 from fedcl.journal import Journal
 from fedcl.ledgerfile import LedgerFile
 from fedcl.progress import Progress

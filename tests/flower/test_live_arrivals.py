@@ -15,8 +15,8 @@ from flwr.app import Message, RecordDict
 
 import fedcl
 from fedcl.core.errors import AbsentError
-from fedcl.flower.arrivals import ARRIVALS
-from fedcl.flower.messages import EXCHANGE
+from fedcl.flower.protocol.arrivals import ARRIVALS
+from fedcl.flower.protocol.messages import EXCHANGE
 from fedcl.progress import Progress
 from tests import arriving_data
 from tests.arriving_data import arrival, arrive

@@ -12,7 +12,7 @@ from flwr.app import Message, RecordDict
 
 import fedcl
 from fedcl.config import Experiment
-from fedcl.flower.evaluation import EVALUATION
+from fedcl.flower.protocol.evaluation import EVALUATION
 from fedcl.progress import Progress
 from fedcl.watching.frame import Frame, frame_of
 from fedcl.watching.sources import read

@@ -20,7 +20,7 @@ import fedcl
 from fedcl.config import Experiment, override, parse
 from fedcl.core.memories import Memories
 from fedcl.core.request import BlockResult, Request
-from fedcl.flower.messages import EXCHANGE
+from fedcl.flower.protocol.messages import EXCHANGE
 from tests.flower.live import federation, told
 from tests.flower.lying import LIES, lie
 from tests.flower.parts import until

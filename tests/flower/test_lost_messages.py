@@ -9,8 +9,8 @@ from flwr.app import Message, RecordDict
 
 import fedcl
 from fedcl.config import parse
-from fedcl.flower import server
-from fedcl.flower.messages import INTRODUCTION
+from fedcl.flower.protocol.messages import INTRODUCTION
+from fedcl.flower.server import link
 from tests.flower.house import Answers, opened_house
 from tests.tiny import assert_same_runs, tiny
 
@@ -21,7 +21,7 @@ CLIENTS = 5
 def test_what_is_lost_is_asked_again_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_QUIET", 0.05)
+    monkeypatch.setattr(link, "_QUIET", 0.05)
     changes = {"engine.name": "flower", "engine.timeout": 20.0, "training.cohort": 0}
     experiment = tiny({**changes, "replies.bad": "reject"}, method={"name": "replay"})
     asked: list[int] = []

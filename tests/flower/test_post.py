@@ -9,8 +9,8 @@ import httpx
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedcl.flower.messages import INTRODUCTION
-from fedcl.flower.post import Post
+from fedcl.flower.protocol.messages import INTRODUCTION
+from fedcl.flower.transport.post import Post
 from tests.flower.house import House
 
 

@@ -20,11 +20,11 @@ from fedcl.core.client import Kept, Model
 from fedcl.core.local import CrossEntropy, Local, Proximal
 from fedcl.core.request import Position, Request
 from fedcl.core.vocabulary import vocabulary
-from fedcl.flower.agreement import fingerprints
-from fedcl.flower.client_app import respond
-from fedcl.flower.memories import ClientMemory
-from fedcl.flower.messages import Coded, Question, read_failure, read_reply
-from fedcl.flower.simulated import enter, leave
+from fedcl.flower.node.client_app import respond
+from fedcl.flower.node.memories import ClientMemory
+from fedcl.flower.protocol.agreement import fingerprints
+from fedcl.flower.protocol.messages import Coded, Question, read_failure, read_reply
+from fedcl.flower.simulation.nodes import enter, leave
 from tests.conformance import every_method, light
 from tests.flower.lying import repacked, structured
 from tests.flower.nodes import simulated

@@ -10,7 +10,7 @@ import tomli_w
 
 from fedcl.config import override
 from fedcl.core.errors import ConfigError
-from fedcl.flower.policy import check_live
+from fedcl.flower.server.policy import check_live
 from fedcl.flower.server_app import read
 from tests.tiny import TABLE, tiny
 
