@@ -91,6 +91,6 @@ def _sizes(mark: str) -> Iterator[dict[str, int]]:
         except OSError:  # it has ended, or is somebody else's
             continue
         words = [line.split() for file in files for line in file.splitlines()]
-        if ["RssFile:"] not in [word[:1] for word in words]:
-            continue  # it has ended between the two
-        yield {key.rstrip(":"): int(size) for key, size, _ in (w for w in words if w[2:] == ["kB"])}
+        sizes = {word[0].rstrip(":"): int(word[1]) for word in words if word[2:] == ["kB"]}
+        if "RssFile" in sizes:  # else it has ended between the two
+            yield sizes
